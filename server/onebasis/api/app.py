@@ -1,0 +1,26 @@
+"""The ASGI application, from its parts."""
+
+from fastapi import FastAPI
+
+from onebasis import __version__
+from onebasis.api import chat, completions, models, ops, tasks
+from onebasis.api.deps import Services
+from onebasis.api.errors import install_error_handlers
+from onebasis.api.middleware import BodyLimit, Observed
+
+
+def create_app(services: Services) -> FastAPI:
+    """All routes over these services."""
+    app = FastAPI(
+        title="onebasis",
+        version=__version__,
+        summary="One base model, one shared basis, kilobyte coefficients per task.",
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    for module in (completions, chat, models, tasks, ops):
+        app.include_router(module.router)
+    install_error_handlers(app)
+    app.add_middleware(BodyLimit, limit_bytes=services.max_body_bytes)
+    app.add_middleware(Observed, metrics=services.metrics)  # outermost: it sees every answer
+    return app

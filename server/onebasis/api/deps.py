@@ -1,0 +1,43 @@
+"""What the routes work with, made once by the wiring and handed to them by FastAPI."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from onebasis.coefficients.basis_file import BasisSpec
+from onebasis.coefficients.registry import TaskRegistry
+from onebasis.core.ids import Digest
+from onebasis.engine.interface import Engine
+from onebasis.model.text import ModelText
+from onebasis.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The server's parts, as far as HTTP needs them.
+
+    `fingerprint` goes out as `system_fingerprint`: equal values mean equal weights and code.
+    """
+
+    engine: Engine
+    registry: TaskRegistry
+    basis: BasisSpec | None
+    text: ModelText
+    metrics: Metrics
+    base_name: str
+    started_at: int
+    fingerprint: str
+    max_body_bytes: int
+
+    @property
+    def basis_digest(self) -> Digest | None:
+        return None if self.basis is None else self.basis.digest
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,0 +1,94 @@
+"""Around every request: its id, its size limit, its count and log line. Plain ASGI, so streams pass untouched."""
+
+import logging
+import time
+import uuid
+from typing import Final
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from onebasis.api.errors import envelope, status_of
+from onebasis.core.errors import BodyTooLarge
+from onebasis.telemetry.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID: Final = "X-Request-Id"
+_MAX_REQUEST_ID = 128
+
+
+class BodyLimit:
+    """Refuses bodies over the cap: at once by Content-Length, else when the counted bytes pass it."""
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > self._limit_bytes:
+            error = BodyTooLarge(limit_bytes=self._limit_bytes, declared_bytes=int(declared))
+            headers = {"Connection": "close"}  # the body is on its way; it is not read
+            await JSONResponse(envelope(error), status_of(error), headers)(scope, receive, send)
+            return
+        n_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._limit_bytes:
+                raise BodyTooLarge(limit_bytes=self._limit_bytes)
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class Observed:
+    """Gives each request an id (the client's X-Request-Id if it is plain), echoes it, counts and logs the answer."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(Headers(scope=scope).get(_REQUEST_ID))
+        started_s = time.monotonic()
+        status = 500
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[_REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.observe_http(route=route, method=_method(scope["method"]), status=status)
+            _log.info(
+                "%s %s %d",
+                scope["method"],
+                scope["path"],
+                status,
+                extra={"request_id": request_id, "duration_s": round(time.monotonic() - started_s, 4)},
+            )
+
+
+def _request_id(found: str | None) -> str:
+    plain = found is not None and len(found) <= _MAX_REQUEST_ID and found.isascii() and found.isprintable()
+    return found if found and plain else uuid.uuid4().hex
+
+
+def _method(found: str) -> str:
+    """Metric label: few values, whatever clients send."""
+    return found if found in ("GET", "HEAD", "PUT", "POST", "DELETE") else "other"

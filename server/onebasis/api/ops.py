@@ -1,0 +1,32 @@
+"""Routes for operators: health and metrics."""
+
+from fastapi import APIRouter, Response
+
+from onebasis.api.deps import ServicesDep
+from onebasis.core.errors import EngineStopped
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/health/live", summary="Is the process worth keeping?")
+@router.get("/health", include_in_schema=False)
+def live(services: ServicesDep) -> dict[str, str]:
+    """200 while the engine can answer; load does not matter."""
+    if not services.engine.is_alive:
+        raise EngineStopped
+    return {"status": "ok"}
+
+
+@router.get("/health/ready", summary="May traffic come?")
+def ready(services: ServicesDep) -> dict[str, str]:
+    """200 once model, basis and registry are loaded, which they are before the port opens."""
+    if not services.engine.is_alive:
+        raise EngineStopped
+    return {"status": "ready"}
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+def metrics(services: ServicesDep) -> Response:
+    """Text exposition; O(1) in the number of tasks."""
+    content, media_type = services.metrics.render()
+    return Response(content, headers={"Content-Type": media_type})

@@ -1,0 +1,171 @@
+"""What the two generation routes share: preparing a request, answering it whole or as a stream."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from onebasis.api.deps import Services
+from onebasis.api.errors import envelope
+from onebasis.api.generation import ChoiceDelta, Generation, Plan
+from onebasis.api.schemas import GenerationBody
+
+_log = logging.getLogger(__name__)
+_CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody is there to read it
+
+
+class AnswerFormat(Protocol):
+    """How one route spells answers. It sees every delta in order."""
+
+    def chunk_choice(self, delta: ChoiceDelta) -> dict[str, Any]:
+        """The choice of a streamed chunk."""
+        ...
+
+    def add(self, delta: ChoiceDelta) -> None:
+        """Collect for a whole answer."""
+        ...
+
+    def choices(self) -> list[dict[str, Any]]:
+        """The choices of a whole answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The fields around the choices, the same in every chunk."""
+
+    plan: Plan
+    model: str
+    services: Services
+
+    def with_choices(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """One response object or chunk."""
+        task = self.plan.task
+        return {
+            "id": self.plan.id,
+            "object": kind,
+            "created": self.plan.created,
+            "model": self.model,
+            "system_fingerprint": self.services.fingerprint,
+            "choices": choices,
+            "onebasis": {
+                "task": None if task is None else task.name,
+                "digest": None if task is None else task.coefficients.digest,
+                "basis": self.services.basis_digest,
+            },
+        }
+
+    def usage(self, generation: Generation) -> dict[str, int]:
+        """Token counts of the whole request."""
+        return {
+            "prompt_tokens": self.plan.n_prompt_tokens,
+            "completion_tokens": generation.n_completion_tokens,
+            "total_tokens": self.plan.n_prompt_tokens + generation.n_completion_tokens,
+        }
+
+
+class GenerationStream(StreamingResponse):
+    """A stream of server-sent events that frees its generation however it ends, even if it never begins."""
+
+    def __init__(self, generation: Generation, events: AsyncIterator[str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with closing(self._generation):
+            await super().__call__(scope, receive, send)
+
+
+async def answer(
+    request: Request,
+    services: Services,
+    body: GenerationBody,
+    plan: Plan,
+    *,
+    kinds: tuple[str, str],
+    answer_format: AnswerFormat,
+    opening: Callable[[int], dict[str, Any]] | None = None,
+) -> Response:
+    """Run a plan and answer it.
+
+    Args:
+        kinds: the `object` of a whole answer and of a chunk.
+        opening: the choice of a chunk that comes before a choice's first token, if the format has one.
+    """
+    frame = Frame(plan, body.model, services)
+    generation = Generation(plan, services.engine, services.text).start()
+    _log.info(
+        "generate",
+        extra={
+            "generation": plan.id,
+            "task": None if plan.task is None else plan.task.name,
+            "digest": None if plan.task is None else plan.task.coefficients.digest,
+            "n_prompt_tokens": plan.n_prompt_tokens,
+            "user": body.user,
+        },
+    )
+    if body.stream:
+        events = _events(frame, generation, kinds[1], answer_format, opening, include_usage=body.include_usage)
+        return GenerationStream(generation, events)
+    with closing(generation):
+        return await _unless_disconnected(request, _whole(frame, generation, kinds[0], answer_format))
+
+
+async def _whole(frame: Frame, generation: Generation, kind: str, answer_format: AnswerFormat) -> Response:
+    async for delta in generation.deltas():
+        answer_format.add(delta)
+    content = frame.with_choices(kind, answer_format.choices())
+    return JSONResponse(content | {"usage": frame.usage(generation)})
+
+
+async def _events(
+    frame: Frame,
+    generation: Generation,
+    kind: str,
+    answer_format: AnswerFormat,
+    opening: Callable[[int], dict[str, Any]] | None,
+    *,
+    include_usage: bool,
+) -> AsyncIterator[str]:
+    extra = {"usage": None} if include_usage else {}
+    opened: set[int] = set()
+    try:
+        async for delta in generation.deltas():
+            if opening is not None and delta.index not in opened:
+                opened.add(delta.index)
+                yield _event(frame.with_choices(kind, [opening(delta.index)]) | extra)
+            yield _event(frame.with_choices(kind, [answer_format.chunk_choice(delta)]) | extra)
+        if include_usage:
+            yield _event(frame.with_choices(kind, []) | {"usage": frame.usage(generation)})
+    except Exception as error:  # the status has been sent: the error is an event of the stream
+        _log.warning("a stream ended with an error", exc_info=error, extra={"generation": frame.plan.id})
+        yield _event(envelope(error))
+    yield "data: [DONE]\n\n"
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, separators=(',', ':'), ensure_ascii=False)}\n\n"
+
+
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """The result of `work`, which is cancelled when the client goes away first."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else Response(status_code=_CLIENT_CLOSED_REQUEST)
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,199 @@
+"""The `onebasis` command: serve, build a basis, fit a task, run the demo."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+import uvicorn
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from onebasis import __version__
+from onebasis.core.config import ServeConfig
+from onebasis.core.errors import ServeError
+from onebasis.core.ids import parse_task_name
+from onebasis.fitting.basis import BasisKind, build_basis
+from onebasis.fitting.data import read_jsonl, split, tokenize
+from onebasis.fitting.job import fit_task
+from onebasis.fitting.train import FitRecipe, StepLoss
+from onebasis.model.factors import load_basis
+from onebasis.model.loader import load_base
+from onebasis.model.sites import linear_sites
+from onebasis.telemetry.logs import configure_logging
+from onebasis.wiring import build_server
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+basis_app = typer.Typer(no_args_is_help=True, help="Make a shared basis.")
+app.add_typer(basis_app, name="basis")
+
+_DEFAULTS = ServeConfig(model=Path())
+"""So that the options and ServeConfig can't disagree."""
+
+ModelOption = Annotated[Path, typer.Option(help="Folder of the base model.", envvar="ONEBASIS_MODEL")]
+ThreadsOption = Annotated[int | None, typer.Option(help="Compute threads.", envvar="ONEBASIS_THREADS")]
+
+
+def main() -> None:
+    """Entry point. Errors of the operator are one line on stderr and exit code 2."""
+    try:
+        app()
+    except ServeError as error:
+        Console(stderr=True).print(f"onebasis: {error}", style="red", markup=False, highlight=False)
+        raise SystemExit(2) from None
+    except ValidationError as error:
+        for detail in error.errors():
+            where = ".".join(map(str, detail["loc"])) or "options"
+            Console(stderr=True).print(f"onebasis: {where}: {detail['msg']}", style="red", markup=False)
+        raise SystemExit(2) from None
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    Console().print(__version__, highlight=False)
+
+
+@app.command()
+def serve(
+    model: ModelOption,
+    basis: Annotated[Path | None, typer.Option(help="Basis file.", envvar="ONEBASIS_BASIS")] = None,
+    store: Annotated[str, typer.Option(help="URL of the registry.", envvar="ONEBASIS_STORE")] = _DEFAULTS.store,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="How clients name the base.", envvar="ONEBASIS_SERVED_MODEL_NAME")
+    ] = None,
+    host: Annotated[str, typer.Option(envvar="ONEBASIS_HOST")] = _DEFAULTS.host,
+    port: Annotated[int, typer.Option(envvar="ONEBASIS_PORT")] = _DEFAULTS.port,
+    allow_unauthenticated: Annotated[
+        bool, typer.Option(help="Listen beyond loopback.", envvar="ONEBASIS_ALLOW_UNAUTHENTICATED")
+    ] = _DEFAULTS.allow_unauthenticated,
+    dtype: Annotated[str, typer.Option(envvar="ONEBASIS_DTYPE")] = _DEFAULTS.dtype,
+    device: Annotated[str, typer.Option(envvar="ONEBASIS_DEVICE")] = _DEFAULTS.device,
+    threads: ThreadsOption = None,
+    max_model_len: Annotated[int | None, typer.Option(envvar="ONEBASIS_MAX_MODEL_LEN")] = None,
+    kv_cache_mib: Annotated[int, typer.Option(envvar="ONEBASIS_KV_CACHE_MIB")] = _DEFAULTS.kv_cache_mib,
+    block_size: Annotated[int, typer.Option(envvar="ONEBASIS_BLOCK_SIZE")] = _DEFAULTS.block_size,
+    max_running: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_RUNNING")] = _DEFAULTS.max_running,
+    max_step_tokens: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_STEP_TOKENS")] = _DEFAULTS.max_step_tokens,
+    max_waiting: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_WAITING")] = _DEFAULTS.max_waiting,
+    arena_mib: Annotated[int, typer.Option(envvar="ONEBASIS_ARENA_MIB")] = _DEFAULTS.arena_mib,
+    max_body_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_BODY_BYTES")] = _DEFAULTS.max_body_bytes,
+    drain_s: Annotated[int, typer.Option(envvar="ONEBASIS_DRAIN_S")] = _DEFAULTS.drain_s,
+    log_level: Annotated[str, typer.Option(envvar="ONEBASIS_LOG_LEVEL")] = _DEFAULTS.log_level,
+    log_json: Annotated[bool, typer.Option(envvar="ONEBASIS_LOG_JSON")] = _DEFAULTS.log_json,
+) -> None:
+    """Serve a base model, and tasks over a basis, on HTTP. What each option means: ServeConfig in core/config.py."""
+    config = ServeConfig.model_validate(locals())
+    configure_logging(config.log_level, json=config.log_json)
+    server = build_server(config)
+    try:
+        uvicorn.run(
+            server.app,
+            host=config.host,
+            port=config.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=config.drain_s,
+        )
+    finally:
+        server.close()
+
+
+@basis_app.command("build")
+def basis_build(
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="Where to write the *.basis.safetensors file.")],
+    kind: Annotated[BasisKind, typer.Option(help="Where the directions come from.")] = BasisKind.BASE_SVD,
+    k: Annotated[int, typer.Option(help="Rows of each factor.")] = 16,
+    seed: Annotated[int, typer.Option(help="For --kind random.")] = 0,
+    base_name: Annotated[str | None, typer.Option(help="Name to note for the base model.")] = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Make a basis from the base model alone."""
+    _set_threads(threads)
+    base = load_base(model, dtype=torch.bfloat16, device=torch.device("cpu"), name=base_name)
+    with _progress() as progress:
+        bar = progress.add_task("sites", total=len(linear_sites(base.model)))
+        spec = build_basis(base, kind=kind, k=k, seed=seed, path=output, progress=lambda _site: progress.advance(bar))
+    _say(f"{output}: {spec.kind}, {len(spec.sites)} sites, k={k}, {spec.size_bytes / 2**20:.1f} MiB, {spec.digest}")
+
+
+@app.command()
+def fit(
+    model: ModelOption,
+    basis: Annotated[Path, typer.Option(help="Basis file.", envvar="ONEBASIS_BASIS")],
+    data: Annotated[Path, typer.Option(help="JSON lines of {prompt, completion} or {messages}.")],
+    output: Annotated[Path, typer.Option(help="Where to write the *.coef.safetensors file.")],
+    task: Annotated[str, typer.Option(help="Name of the task.")],
+    validation: Annotated[
+        Path | None, typer.Option(help="JSON lines to score on; by default a tenth of the data, at most 64.")
+    ] = None,
+    form: Annotated[str, typer.Option(help="core, or diag for the diagonal alone.")] = "core",
+    steps: Annotated[int, typer.Option(min=1)] = 200,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 1e-2,
+    seed: Annotated[int, typer.Option()] = 0,
+    max_example_tokens: Annotated[int, typer.Option(min=2)] = 512,
+    threads: ThreadsOption = None,
+) -> None:
+    """Train one task's coefficients inside a fixed basis."""
+    parse_task_name(task)
+    _set_threads(threads)
+    device = torch.device("cpu")
+    base = load_base(model, dtype=torch.bfloat16, device=device)
+    loaded = load_basis(basis, dtype=torch.bfloat16, device=device)
+    examples = read_jsonl(data)
+    if validation is None:
+        examples, held_out = split(examples, n_validation=min(64, len(examples) // 10), seed=seed)
+    else:
+        held_out = read_jsonl(validation)
+    recipe = FitRecipe(form=form, n_steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    with _progress() as progress:
+        bar = progress.add_task(task, total=steps)
+
+        def on_step(step: StepLoss) -> None:
+            progress.update(bar, advance=1, description=f"{task} loss {step.loss:.3f}")
+
+        report = fit_task(
+            base,
+            loaded,
+            tokenize(examples, base.tokenizer, max_tokens=max_example_tokens),
+            tokenize(held_out, base.tokenizer, max_tokens=max_example_tokens),
+            task=task,
+            recipe=recipe,
+            output=output,
+            on_step=on_step,
+        )
+    _say(
+        f"{output}: {report.size_bytes} bytes, loss {report.first_loss:.3f} -> {report.final_loss:.3f} "
+        f"in {report.train_s:.0f} s"
+    )
+    if report.task_score is not None:
+        _say(f"exact match on {len(held_out)} unseen items: base {report.base_score:.2f}, task {report.task_score:.2f}")
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.speed:.2f}/s", justify="right"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _say(text: str) -> None:
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    logging.captureWarnings(capture=True)
+    main()

@@ -1,0 +1,86 @@
+"""Does a coefficient file fit the loaded basis? If so, the pair can say what its cores are. No torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebasis.coefficients.basis_file import BasisSpec, SiteSpec
+from onebasis.coefficients.format import CoefficientFile
+from onebasis.core.errors import UnknownSite, WrongBase, WrongBasis, WrongLength, WrongPrefix
+from onebasis.core.ids import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class BoundCoefficients:
+    """A coefficient file that fits a basis; made by `bind` only. Immutable, shared between threads."""
+
+    file: CoefficientFile
+    basis: BasisSpec
+
+    @property
+    def digest(self) -> Digest:
+        return self.file.digest
+
+    def flat_cores(self) -> NDArray[np.float32]:
+        """[n_core_numbers] all sites' full cores, row-major, in the basis's order.
+
+        Rows and columns past the file's prefix, and sites it does not name, are zero.
+        """
+        chosen = _chosen_sites(self.file, self.basis)
+        numbers = self.file.numbers()
+        flat = np.zeros(self.basis.n_core_numbers, dtype=np.float32)
+        taken = 0
+        start = 0
+        for site in self.basis.sites:
+            n_core = site.k_out * site.k_in
+            if site.name in chosen:
+                count = n_coefficients(self.file.form, site, self.file.k)
+                core = flat[start : start + n_core].reshape(site.k_out, site.k_in)
+                _fill_core(core, self.file.form, numbers[taken : taken + count], site.core_shape(self.file.k))
+                taken += count
+            start += n_core
+        return flat
+
+
+def n_coefficients(form: str, site: SiteSpec, k: int | None) -> int:
+    """Count of numbers that `form` keeps for one site, under a prefix of k basis rows."""
+    rows, columns = site.core_shape(k)
+    return {"core": rows * columns, "diag": min(rows, columns)}[form]
+
+
+def bind(file: CoefficientFile, basis: BasisSpec) -> BoundCoefficients:
+    """Check a file against the loaded basis.
+
+    Raises:
+        WrongBasis, WrongBase, WrongPrefix, UnknownSite, WrongLength: the first cause found, in this order.
+    """
+    if file.basis != basis.digest:
+        raise WrongBasis(found=file.basis, loaded=basis.digest)
+    if file.base_fingerprint != basis.base_fingerprint:
+        raise WrongBase(found=file.base_fingerprint, loaded=basis.base_fingerprint)
+    if file.k is not None and not 1 <= file.k <= basis.largest_k:
+        raise WrongPrefix(found=file.k, largest=basis.largest_k)
+    chosen = _chosen_sites(file, basis)
+    if file.sites is not None and list(chosen) != list(file.sites):
+        strange = [name for name in file.sites if name not in chosen] or list(file.sites)
+        raise UnknownSite([name[:100] for name in strange])
+    needed = sum(n_coefficients(file.form, site, file.k) for site in chosen.values())
+    if file.shape != (needed,):
+        raise WrongLength(needed=needed, found=file.shape, form=file.form)
+    return BoundCoefficients(file, basis)
+
+
+def _chosen_sites(file: CoefficientFile, basis: BasisSpec) -> dict[str, SiteSpec]:
+    """The file's sites in the basis's order."""
+    names = None if file.sites is None else set(file.sites)
+    return {site.name: site for site in basis.sites if names is None or site.name in names}
+
+
+def _fill_core(core: NDArray[np.float32], form: str, numbers: NDArray[np.float32], used: tuple[int, int]) -> None:
+    """Write one site's numbers into its zeroed core [k_out, k_in]."""
+    if form == "diag":
+        diagonal = np.arange(len(numbers))
+        core[diagonal, diagonal] = numbers
+    else:
+        core[: used[0], : used[1]] = numbers.reshape(used)

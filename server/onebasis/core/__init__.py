@@ -1,0 +1,1 @@
+"""Words that every layer shares: ids, errors, configuration, requests. No torch, no HTTP."""

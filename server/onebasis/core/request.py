@@ -1,0 +1,112 @@
+"""What a generation is, from the moment it is accepted to its one ending. Frozen values only."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebasis.core.ids import Digest
+
+
+class TaskCoefficients(Protocol):
+    """One task's numbers, immutable, known by digest. The engine turns them into cores when it needs them."""
+
+    @property
+    def digest(self) -> Digest: ...
+
+    def flat_cores(self) -> NDArray[np.float32]:
+        """[n_core_numbers] the cores of all sites, row-major, in the basis's site order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedTask:
+    """A task name as it stood when the request was accepted. A later replace does not touch it."""
+
+    name: str
+    coefficients: TaskCoefficients
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose each token. Ranges are checked where the request enters (api/schemas.py).
+
+    temperature 0 means greedy; top_k 0, top_p 1 and min_p 0 switch these filters off. Penalties: presence and
+    frequency look at generated tokens, repetition at prompt and generated tokens (the convention of vLLM).
+    `n_logprobs` None asks for none; 0 for the chosen token's alone. They are of the model's own distribution,
+    before penalties, bias and temperature.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    n_logprobs: int | None = None
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. The values are the words of vLLM's `finished_reason` label."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position: the chosen token's, and the most likely ones', best first."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One step's news of one request. The event with a `finish` is the last; it may come without a token.
+
+    `error` is set with FinishReason.ERROR only.
+    """
+
+    request_id: str
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
+    finish: FinishReason | None = None
+    error: Exception | None = None
+
+
+EventSink = Callable[[TokenEvent], None]
+"""Takes the events of one request, in order, on the engine thread. Must not block and must not raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One sequence to generate. `n` choices of a client are `n` of these.
+
+    Args:
+        request_id: unique among the requests in flight.
+        prompt_ids: at least one token.
+        task: None for the base model alone.
+        max_tokens: at least 1.
+        stop_token_ids: these end the answer; the stopping token is reported as the last event's token.
+            Empty when the client asked to ignore the end-of-sequence token and gave none of its own.
+        sink: where the events go.
+        n_choices: how many sequences the client asked for with this one, for the metrics.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    task: ResolvedTask | None
+    max_tokens: int
+    sampling: SamplingParams
+    stop_token_ids: frozenset[int]
+    sink: EventSink
+    n_choices: int = 1

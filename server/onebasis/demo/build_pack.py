@@ -1,0 +1,64 @@
+"""Rebuild the demo pack: basis from the base weights, then every task's coefficients by training. About an hour."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from onebasis.demo.demo_pack import PACK_K, PACK_STEPS, DemoPack
+from onebasis.demo.tasks import DEMO_TASKS, DemoTask, Example
+from onebasis.fitting.basis import BasisKind, build_basis
+from onebasis.fitting.data import TokenExample, chat_example, tokenize
+from onebasis.fitting.job import FitReport, fit_task
+from onebasis.fitting.train import FitRecipe, StepLoss
+from onebasis.model.factors import load_basis
+from onebasis.model.loader import LoadedBase, load_base
+
+N_TRAIN = 960
+N_VALIDATION = 64
+MAX_EXAMPLE_TOKENS = 128
+LEARNING_RATE = 1e-2
+
+
+def build_pack(
+    model_folder: Path,
+    pack: DemoPack,
+    *,
+    base_name: str,
+    tasks: Sequence[str],
+    on_step: Callable[[str, StepLoss], None],
+    on_task: Callable[[str, FitReport], None],
+) -> None:
+    """Train `tasks` into `pack`; the basis is built when the folder has none.
+
+    Raises:
+        InvalidModel, InvalidBasis, OSError.
+    """
+    device = torch.device("cpu")
+    base = load_base(model_folder, dtype=torch.bfloat16, device=device, name=base_name)
+    if not pack.basis.is_file():
+        build_basis(base, kind=BasisKind.BASE_SVD, k=PACK_K, seed=0, path=pack.basis, progress=lambda _site: None)
+    basis = load_basis(pack.basis, dtype=torch.bfloat16, device=device)
+    for name in tasks:
+        task = DEMO_TASKS[name]
+        report = fit_task(
+            base,
+            basis,
+            _tokens(base, task.examples("train", N_TRAIN)),
+            _tokens(base, task.examples("val", N_VALIDATION)),
+            task=name,
+            recipe=FitRecipe(n_steps=PACK_STEPS[name], learning_rate=LEARNING_RATE),
+            output=pack.coefficients(name),
+            on_step=lambda step, name=name: on_step(name, step),  # type: ignore[misc]
+            is_correct=_scorer(task),
+        )
+        on_task(name, report)
+
+
+def _tokens(base: LoadedBase, examples: Sequence[Example]) -> list[TokenExample]:
+    chats = [chat_example(example.prompt, example.answer) for example in examples]
+    return tokenize(chats, base.tokenizer, max_tokens=MAX_EXAMPLE_TOKENS)
+
+
+def _scorer(task: DemoTask) -> Callable[[str, TokenExample], bool]:
+    return lambda output, example: task.is_correct(output, example.answer)

@@ -1,0 +1,52 @@
+"""One request while the engine works on it."""
+
+from onebasis.core.ids import BASE_SLOT
+from onebasis.core.request import FinishReason, GenerateRequest
+
+
+class EngineSequence:
+    """Tokens so far, and how many of them are in the KV cache. Engine thread only.
+
+    Invariant: n_computed <= n_tokens, and `blocks` hold at least n_computed tokens. The scheduler owns `blocks`
+    and `n_computed`, the loop owns `slot` and the times.
+    """
+
+    def __init__(self, request: GenerateRequest, *, arrived_s: float) -> None:
+        self.request = request
+        self.output_ids: list[int] = []
+        self.n_computed = 0
+        self.blocks: list[int] = []
+        self.slot = BASE_SLOT
+        self.arrived_s = arrived_s
+        self.scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self.last_token_s: float | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def task_name(self) -> str | None:
+        return None if self.request.task is None else self.request.task.name
+
+    @property
+    def n_tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.request.prompt_ids) + len(self.output_ids)
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Tokens `start` to `end` of prompt and output."""
+        n_prompt = len(self.request.prompt_ids)
+        if start >= n_prompt:
+            return self.output_ids[start - n_prompt : end - n_prompt]
+        return [*self.request.prompt_ids[start:end], *self.output_ids[: max(0, end - n_prompt)]]
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Add a sampled token; the reason to end, if it is the last."""
+        self.output_ids.append(token_id)
+        if token_id in self.request.stop_token_ids:
+            return FinishReason.STOP
+        if len(self.output_ids) == self.request.max_tokens:
+            return FinishReason.LENGTH
+        return None

@@ -1,0 +1,1 @@
+"""Offline work: making a basis, training coefficients inside it. Never imported by the server."""

@@ -1,0 +1,131 @@
+"""Training text: JSON lines in, token sequences out."""
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from transformers import PreTrainedTokenizerBase
+
+from onebasis.core.errors import InvalidData
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class ChatExample(BaseModel):
+    """A chat whose last turn, the assistant's, is the answer to learn."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    messages: Annotated[tuple[Message, ...], Field(min_length=2)]
+
+
+class CompletionExample(BaseModel):
+    """Plain text and its continuation; no chat template."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    prompt: Annotated[str, Field(min_length=1)]
+    completion: Annotated[str, Field(min_length=1)]
+
+
+Example = ChatExample | CompletionExample
+
+
+@dataclass(frozen=True, slots=True)
+class TokenExample:
+    """Prompt and answer as tokens; the answer ends with the end-of-sequence token. `answer` is its text."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    answer: str
+
+
+def chat_example(prompt: str, answer: str) -> ChatExample:
+    """One user turn and its answer."""
+    return ChatExample(messages=(Message(role="user", content=prompt), Message(role="assistant", content=answer)))
+
+
+def read_jsonl(path: Path) -> list[Example]:
+    """Read `{"prompt", "completion"}` or `{"messages"}` objects, one a line.
+
+    Raises:
+        InvalidData: unreadable, empty, or a line that is neither, with its number.
+    """
+    adapter: TypeAdapter[Example] = TypeAdapter(Example)
+    examples: list[Example] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidData(f"data {path}: {error}; give a UTF-8 file of JSON lines") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            example = adapter.validate_json(line)
+        except ValidationError as error:
+            raise InvalidData(
+                f"data {path}, line {number}: needs {{prompt, completion}} or {{messages}}; {error.errors()[0]['msg']}"
+            ) from error
+        if isinstance(example, ChatExample) and example.messages[-1].role != "assistant":
+            raise InvalidData(f"data {path}, line {number}: the last message must be the assistant's")
+        examples.append(example)
+    if not examples:
+        raise InvalidData(f"data {path}: no examples; give at least one JSON line")
+    return examples
+
+
+def write_jsonl(path: Path, examples: Iterable[Example]) -> None:
+    """Write what `read_jsonl` reads."""
+    lines = (json.dumps(example.model_dump(), ensure_ascii=False) + "\n" for example in examples)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[TokenExample]:
+    """Turn examples into tokens, chats through the model's own template.
+
+    Raises:
+        InvalidData: an example longer than `max_tokens`; nothing is cut. Or a chat without a chat template.
+    """
+    rows = [_tokenize_one(example, tokenizer) for example in examples]
+    for number, row in enumerate(rows, start=1):
+        length = len(row.prompt_ids) + len(row.answer_ids)
+        if length > max_tokens:
+            raise InvalidData(
+                f"example {number} has {length} tokens, --max-example-tokens is {max_tokens}; "
+                f"shorten it or raise the limit"
+            )
+    return rows
+
+
+def split(examples: Sequence[Example], *, n_validation: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """Shuffle by seed, hold out `n_validation` for validation. Raises InvalidData when nothing is left to train on."""
+    if n_validation >= len(examples):
+        raise InvalidData(f"{len(examples)} examples, {n_validation} to hold out: nothing is left to train on")
+    shuffled = list(examples)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled[n_validation:], shuffled[:n_validation]
+
+
+def _tokenize_one(example: Example, tokenizer: PreTrainedTokenizerBase) -> TokenExample:
+    if isinstance(example, CompletionExample):
+        prompt_ids = tokenizer(example.prompt)["input_ids"]
+        answer = example.completion
+    else:
+        if tokenizer.chat_template is None:
+            raise InvalidData("the tokenizer has no chat template; give {prompt, completion} lines instead")
+        prompt_ids = tokenizer.apply_chat_template(
+            [message.model_dump() for message in example.messages[:-1]],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        answer = example.messages[-1].content
+    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return TokenExample(tuple(prompt_ids), (*answer_ids, tokenizer.eos_token_id), answer)

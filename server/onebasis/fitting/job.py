@@ -1,0 +1,90 @@
+"""One task from examples to the bytes of a coefficient file, with its scores on unseen items in the provenance."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from onebasis import __version__
+from onebasis.coefficients.format import write_coefficients
+from onebasis.fitting.data import TokenExample
+from onebasis.fitting.evaluate import Scorer, exact_match, score
+from onebasis.fitting.train import FitRecipe, StepLoss, fit, load_coefficients, trainable_sites
+from onebasis.model.factors import Basis
+from onebasis.model.loader import LoadedBase
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """What a fit came to. Scores are exact match of greedy answers on the validation items; None without any."""
+
+    size_bytes: int
+    first_loss: float
+    final_loss: float
+    train_s: float
+    base_score: float | None
+    task_score: float | None
+
+
+def fit_task(
+    base: LoadedBase,
+    basis: Basis,
+    train: Sequence[TokenExample],
+    validation: Sequence[TokenExample],
+    *,
+    task: str,
+    recipe: FitRecipe,
+    output: Path,
+    on_step: Callable[[StepLoss], None],
+    is_correct: Scorer = exact_match,
+) -> FitReport:
+    """Train on `train`, score the bare model and the task on `validation`, write the file.
+
+    What is scored is what is stored: the float16 numbers of the file.
+
+    Raises:
+        InvalidData: from `fit`.
+        OSError: `output` can't be written.
+    """
+    base_score = score(base, validation, is_correct=is_correct) if validation else None
+    with trainable_sites(base, basis, recipe.form) as sites:
+        fitted = fit(base, sites, train, recipe, on_step)
+        load_coefficients(sites, fitted.values)
+        task_score = score(base, validation, is_correct=is_correct) if validation else None
+    provenance = {
+        "tool": f"onebasis {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "data": {"train_sha256": _digest(train), "n_train": len(train), "n_validation": len(validation)},
+        "recipe": recipe.as_provenance() | {"compute_dtype": str(base.model.dtype).removeprefix("torch.")},
+        "loss": {"first": round(fitted.first_loss, 4), "mean_of_last_10": round(fitted.final_loss, 4)},
+        "train_s": round(fitted.train_s, 1),
+        "n_threads": torch.get_num_threads(),
+        "scores": {"metric": "exact_match", "n": len(validation), "base": base_score, "task": task_score},
+    }
+    data = write_coefficients(
+        fitted.values,
+        form=recipe.form,
+        basis=basis.spec.digest,
+        base_fingerprint=basis.spec.base_fingerprint,
+        task=task,
+        provenance=provenance,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(data)
+    return FitReport(
+        size_bytes=len(data),
+        first_loss=fitted.first_loss,
+        final_loss=fitted.final_loss,
+        train_s=fitted.train_s,
+        base_score=base_score,
+        task_score=task_score,
+    )
+
+
+def _digest(examples: Sequence[TokenExample]) -> str:
+    state = hashlib.sha256()
+    for example in examples:
+        state.update(repr((example.prompt_ids, example.answer_ids)).encode())
+    return state.hexdigest()

@@ -1,0 +1,1 @@
+"""The base model through transformers, its adapted layers, paged attention over it."""

@@ -1,0 +1,114 @@
+"""Attention of a mixed batch over the paged KV cache, in the form that transformers' layers call.
+
+A step is computed in two ways at once: all single-token sequences as one padded batch, each prefill chunk alone.
+In the padded batch, query heads that share a key head are folded into the query axis: no key is repeated.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onebasis.model.batch import DecodeGroup, ForwardBatch, PrefillChunk
+from onebasis.model.kv_cache import KVCache
+
+ATTENTION_NAME = "onebasis_paged"
+
+
+class PagedStep:
+    """One step's batch with the cache it runs on, and the masks its layers share (one per window size)."""
+
+    def __init__(self, batch: ForwardBatch, cache: KVCache) -> None:
+        self.batch = batch
+        self.cache = cache
+        self._decode_masks: dict[int | None, Tensor] = {}
+        self._chunk_masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def decode_mask(self, group: DecodeGroup, window: int | None) -> Tensor:
+        """[n_seqs, 1, 1, n_kv] bool, True where a sequence's token may look."""
+        if window not in self._decode_masks:
+            n_kv = group.block_tables.shape[1] * self.cache.block_size
+            columns = torch.arange(n_kv, device=group.kv_lengths.device)
+            last = group.kv_lengths.unsqueeze(1) - 1
+            self._decode_masks[window] = _visible(last, columns, window)[:, None, None]
+        return self._decode_masks[window]
+
+    def chunk_mask(self, chunk: PrefillChunk, window: int | None) -> Tensor:
+        """[n_queries, n_kv] bool, True where a token of the chunk may look."""
+        key = (chunk.start, window)
+        if key not in self._chunk_masks:
+            n_queries = chunk.end - chunk.start
+            columns = torch.arange(chunk.kv_length, device=chunk.block_table.device)
+            self._chunk_masks[key] = _visible(columns[-n_queries:].unsqueeze(1), columns, window)
+        return self._chunk_masks[key]
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001  the step knows what may be seen
+    *,
+    scaling: float,
+    paged_step: PagedStep,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Write the step's keys and values, then attend.
+
+    Args:
+        module: the attention layer; its layer_idx names the layer of the cache.
+        query: [1, n_heads, n_tokens, head_dim]; key, value: [1, n_kv_heads, n_tokens, head_dim].
+        sliding_window: how many tokens back a token may see, its own included; None for all.
+        softcap: scores are softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118); None for plain scores.
+
+    Returns:
+        [1, n_tokens, n_heads, head_dim], and no weights.
+    """
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    batch, cache = paged_step.batch, paged_step.cache
+    q = query[0].transpose(0, 1)
+    cache.write(layer, batch.kv_rows, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    out = torch.empty_like(q)
+    if batch.decodes is not None:
+        n_seqs = batch.decodes.n_seqs
+        keys, values = cache.read(layer, batch.decodes.block_tables)
+        mask = paged_step.decode_mask(batch.decodes, sliding_window)
+        out[:n_seqs] = _attend(q[:n_seqs].unsqueeze(1), keys, values, mask, scaling, softcap).squeeze(1)
+    for chunk in batch.chunks:
+        keys, values = cache.read(layer, chunk.block_table)
+        mask = paged_step.chunk_mask(chunk, sliding_window)
+        rows = slice(chunk.start, chunk.end)
+        kv = slice(0, chunk.kv_length)
+        out[rows] = _attend(q[None, rows], keys[None, kv], values[None, kv], mask, scaling, softcap)[0]
+    return out.unsqueeze(0), None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """q [n_seqs, n_queries, n_heads, dim], k and v [n_seqs, n_kv, n_kv_heads, dim] -> like q."""
+    n_seqs, n_queries, n_heads, dim = q.shape
+    n_kv_heads = k.shape[2]
+    group = n_heads // n_kv_heads
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    if n_queries == 1:  # [n_seqs, n_kv_heads, group, dim]: one mask row serves the whole group
+        folded = q.view(n_seqs, n_kv_heads, group, dim)
+        return _scores(folded, k, v, mask, scaling, softcap).reshape(n_seqs, 1, n_heads, dim)
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    return _scores(q.transpose(1, 2), k, v, mask, scaling, softcap).transpose(1, 2)
+
+
+def _scores(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+    scores = softcap * torch.tanh((q @ k.transpose(-1, -2)) * scaling / softcap)
+    weights = scores.float().masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    return weights.to(v.dtype) @ v
+
+
+def _visible(rows: Tensor, columns: Tensor, window: int | None) -> Tensor:
+    """Causal, and no further back than the window. rows [n, 1] and columns [n_kv] are positions."""
+    causal = columns <= rows
+    return causal if window is None else causal & (columns > rows - window)

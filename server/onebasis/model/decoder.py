@@ -1,0 +1,41 @@
+"""The base model's own layers over a mixed batch: transformers computes, our attention and sites take part."""
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from onebasis.model.adapted import StepSlots
+from onebasis.model.attention import ATTENTION_NAME, PagedStep, paged_attention
+from onebasis.model.batch import ForwardBatch
+from onebasis.model.kv_cache import KVCache
+from onebasis.model.loader import LoadedBase
+
+
+class Decoder:
+    """Runs one step at a time. Owns the KV cache; engine thread only.
+
+    Args:
+        base: its layers' attention is switched to the paged one for good.
+        step: the slots that the adapted sites of `base` read; it has no effect on a model without sites.
+    """
+
+    def __init__(self, base: LoadedBase, cache: KVCache, step: StepSlots) -> None:
+        AttentionInterface.register(ATTENTION_NAME, paged_attention)
+        base.model.set_attn_implementation(ATTENTION_NAME)
+        self._model = base.model
+        self._cache = cache
+        self._step = step
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Logits [n_samples, n_vocab] in the model's dtype, at the rows that the batch asks for."""
+        self._step.token_slots = batch.token_slots
+        output = self._model(
+            input_ids=batch.token_ids.unsqueeze(0),
+            position_ids=batch.positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=batch.logit_rows,
+            paged_step=PagedStep(batch, self._cache),
+        )
+        logits: Tensor = output.logits[0]
+        return logits

@@ -1,0 +1,56 @@
+"""Load base weights and tokenizer through transformers, from a folder on disk. Nothing is downloaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from onebasis.core.errors import InvalidModel
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """A frozen model in evaluation mode, and the tokenizer that goes with it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    @property
+    def text_config(self) -> Any:
+        """The decoder's configuration (multimodal checkpoints nest it)."""
+        return self.model.config.get_text_config()
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the generation config's, the model's and the tokenizer's."""
+        configured = [
+            self.model.generation_config.eos_token_id if self.model.generation_config is not None else None,
+            self.text_config.eos_token_id,
+            self.tokenizer.eos_token_id,
+        ]
+        ids: set[int] = set()
+        for value in configured:
+            ids.update(value if isinstance(value, list) else [] if value is None else [value])
+        return frozenset(ids)
+
+
+def load_base(path: Path, *, dtype: torch.dtype, device: torch.device, name: str | None = None) -> LoadedBase:
+    """Read a model folder (config.json, *.safetensors, tokenizer) in `dtype` onto `device`.
+
+    Raises:
+        InvalidModel: not such a folder, or not a decoder-only language model that transformers knows.
+    """
+    if not (path / "config.json").is_file():
+        raise InvalidModel(f"model {path}: needs a folder with config.json, weights and tokenizer")
+    disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"model {path}: transformers can't load it: {error}") from error
+    model.requires_grad_(requires_grad=False)
+    return LoadedBase(model=model.eval().to(device), tokenizer=tokenizer, name=name or path.resolve().name)

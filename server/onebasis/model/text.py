@@ -1,0 +1,41 @@
+"""The text side of a model: prompts to tokens, tokens to text. Safe to use from several threads."""
+
+from collections.abc import Sequence
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from onebasis.core.errors import InvalidParameter
+
+
+class ModelText:
+    """A model's tokenizer and chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_ids = eos_token_ids
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of plain text, with the special tokens that the model expects at the start."""
+        return tuple(self._tokenizer(text)["input_ids"])
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """Tokens of a chat through the model's template, up to where the assistant speaks.
+
+        Raises:
+            InvalidParameter: the model has no template, or its template refuses these messages.
+        """
+        if self._tokenizer.chat_template is None:
+            raise InvalidParameter("messages", "this model has no chat template; use /v1/completions")
+        try:
+            token_ids = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_dict=False
+            )
+        except TemplateError as error:
+            raise InvalidParameter("messages", f"the model's chat template refuses them: {error}") from error
+        return tuple(token_ids)
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Text of tokens."""
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text

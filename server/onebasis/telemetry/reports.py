@@ -1,0 +1,63 @@
+"""What the rest of the server tells the metrics. Frozen values only; times are monotonic seconds."""
+
+from dataclasses import dataclass
+
+from onebasis.core.request import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The KV cache as configured at start."""
+
+    block_size: int  # tokens
+    n_blocks: int
+    dtype: str
+    prefix_caching: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """The engine between two steps. Sizes follow the batch and the queue, never the registry."""
+
+    n_waiting: int
+    n_running: int
+    kv_usage: float  # 0..1
+    running_tasks: tuple[str, ...]
+    waiting_tasks: tuple[str, ...]
+    n_resident_tasks: int
+    max_resident_tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySnapshot:
+    """The task registry: counts that it keeps, so reading them is O(1)."""
+
+    n_registered: int = 0
+    n_retired: int = 0  # versions that are not current, tombstones included
+    size_bytes: int = 0  # of the current versions' files
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One step of the engine."""
+
+    n_tokens: int
+    n_distinct_tasks: int
+    duration_s: float
+    n_preempted: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReport:
+    """One ended request. A time is None where the request ended before it came to that."""
+
+    finish: FinishReason
+    n_prompt: int
+    n_output: int
+    max_tokens: int
+    n: int  # choices the client asked for
+    task: str | None
+    arrived_s: float
+    scheduled_s: float | None
+    first_token_s: float | None
+    finished_s: float

@@ -1,0 +1,165 @@
+"""Puts the server's parts together. The one place that knows which engine runs."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+from fastapi import FastAPI
+
+from onebasis import __version__
+from onebasis.api.app import create_app
+from onebasis.api.deps import Services
+from onebasis.coefficients.arena import Arena
+from onebasis.coefficients.registry import TaskRegistry
+from onebasis.coefficients.store import TaskStore
+from onebasis.core.config import MIB, ServeConfig
+from onebasis.core.errors import InvalidBasis, SetupError
+from onebasis.engine.block_pool import BlockPool
+from onebasis.engine.interface import EngineLimits
+from onebasis.engine.loop import EngineLoop
+from onebasis.engine.runner import Runner
+from onebasis.engine.scheduler import Scheduler
+from onebasis.model.adapted import StepSlots, adapt_sites
+from onebasis.model.decoder import Decoder
+from onebasis.model.factors import Basis, load_basis
+from onebasis.model.kv_cache import KVCache
+from onebasis.model.loader import LoadedBase, load_base
+from onebasis.model.sites import base_fingerprint, linear_sites
+from onebasis.model.text import ModelText
+from onebasis.telemetry.metrics import Metrics
+from onebasis.telemetry.reports import CacheConfig
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that is ready to answer; `close` it when HTTP has ended."""
+
+    app: FastAPI
+    engine: EngineLoop
+    store: TaskStore
+
+    def close(self) -> None:
+        """Stop the engine, close the registry's database."""
+        self.engine.stop()
+        self.store.close()
+
+
+def build_server(config: ServeConfig) -> Server:
+    """Load everything, start the engine.
+
+    Raises:
+        SetupError: model, basis, store or a size does not fit; the message says what to change.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    device = torch.device(config.device)
+    base = load_base(config.model, dtype=dtype, device=device, name=config.served_model_name)
+    basis = None if config.basis is None else load_basis(config.basis, dtype=dtype, device=device)
+    fingerprint = _checked_fingerprint(base, basis)
+    store = TaskStore(config.store)
+    registry = TaskRegistry(store, None if basis is None else basis.spec, base.name)
+    registry.load()
+
+    arena = None if basis is None else Arena(basis.spec, n_slots=_n_slots(config, basis), device=device)
+    step = StepSlots()
+    if basis is not None and arena is not None:
+        adapt_sites(base.model, basis, arena.site_cores, step)
+    n_blocks = _n_blocks(config, base, dtype)
+    cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=config.block_size, dtype=dtype, device=device)
+    pool = BlockPool(n_blocks, config.block_size)
+    limits = EngineLimits(
+        max_model_len=_max_model_len(config, base, n_blocks),
+        n_vocab=int(base.text_config.vocab_size),
+        max_sequences=config.max_running + config.max_waiting,
+    )
+    metrics = Metrics(
+        model_name=base.name,
+        version=__version__,
+        basis="" if basis is None else basis.spec.digest,
+        base_fingerprint=fingerprint,
+        cache=CacheConfig(config.block_size, n_blocks, config.dtype),
+        max_model_len=limits.max_model_len,
+        engine=lambda: engine.snapshot(),
+        registry=registry.snapshot,
+    )
+    engine = EngineLoop(
+        scheduler=Scheduler(pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens),
+        runner=Runner(Decoder(base, cache, step), arena, block_size=config.block_size, device=device),
+        limits=limits,
+        max_in_flight=config.max_running + config.max_waiting,
+        max_resident_tasks=0 if arena is None else arena.n_slots,
+        metrics=metrics,
+    )
+    services = Services(
+        engine=engine,
+        registry=registry,
+        basis=None if basis is None else basis.spec,
+        text=ModelText(base.tokenizer, base.eos_token_ids),
+        metrics=metrics,
+        base_name=base.name,
+        started_at=int(time.time()),
+        fingerprint=_system_fingerprint(fingerprint, basis),
+        max_body_bytes=config.max_body_bytes,
+    )
+    engine.start()
+    _log.info(
+        "ready: %s in %s, %d tasks, %d KV blocks of %d tokens",
+        base.name,
+        config.dtype,
+        registry.snapshot().n_registered,
+        n_blocks,
+        config.block_size,
+    )
+    return Server(create_app(services), engine, store)
+
+
+def _checked_fingerprint(base: LoadedBase, basis: Basis | None) -> str:
+    """Fingerprint of the base weights; the basis must have been made for these."""
+    if basis is None:
+        return base_fingerprint(base.model, linear_sites(base.model))
+    found = base_fingerprint(base.model, basis.factors)
+    if found != basis.spec.base_fingerprint:
+        raise InvalidBasis(
+            f"the basis is for base weights {basis.spec.base_fingerprint} ({basis.spec.base_model}), "
+            f"the loaded model has {found}; load that model or build a basis for this one"
+        )
+    return found
+
+
+def _n_slots(config: ServeConfig, basis: Basis) -> int:
+    """Rows of the arena: what the budget holds, and one for every sequence that can run in any case."""
+    row_bytes = basis.spec.n_core_numbers * torch.float32.itemsize
+    return max(config.max_running, config.arena_mib * MIB // row_bytes)
+
+
+def _n_blocks(config: ServeConfig, base: LoadedBase, dtype: torch.dtype) -> int:
+    block_bytes = KVCache.block_bytes(base.text_config, block_size=config.block_size, dtype=dtype)
+    n_blocks = config.kv_cache_mib * MIB // block_bytes
+    if n_blocks < 1:
+        raise SetupError(f"kv_cache_mib {config.kv_cache_mib} holds no block of {block_bytes} bytes; raise it")
+    return n_blocks
+
+
+def _max_model_len(config: ServeConfig, base: LoadedBase, n_blocks: int) -> int:
+    """The longest sequence: never longer than the model or the cache allow."""
+    trained = int(base.text_config.max_position_embeddings)
+    held = n_blocks * config.block_size
+    if config.max_model_len is None:
+        return min(trained, held)
+    if config.max_model_len > min(trained, held):
+        raise SetupError(
+            f"max_model_len {config.max_model_len}: the model allows {trained}, the KV cache holds {held}; "
+            f"lower it or raise kv_cache_mib"
+        )
+    return config.max_model_len
+
+
+def _system_fingerprint(base: str, basis: Basis | None) -> str:
+    parts = [__version__, base.removeprefix("sha256:")[:8]]
+    if basis is not None:
+        parts.append(basis.spec.digest.removeprefix("sha256:")[:8])
+    return "onebasis-" + "-".join(parts)

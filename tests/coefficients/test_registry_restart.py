@@ -1,0 +1,119 @@
+"""What a restart finds: the same tasks, and whatever has become unusable meanwhile."""
+
+import sqlite3
+
+import pytest
+
+from onebasis.coefficients.registry import RegistrySnapshot
+from onebasis.coefficients.store import TaskStore
+from onebasis.core.errors import TaskUnusable
+from onebasis.core.ids import digest_of
+from tests.coefficients.builders import BASE, basis_spec, coefficients, started
+
+BASIS, OTHER_BASIS = basis_spec(), basis_spec(seed=1)
+ONE = coefficients(BASIS, provenance={"score": 0.5})
+TWO = coefficients(BASIS, form="diag", k=2)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "tasks.db"
+
+
+@pytest.fixture
+def store(path):
+    store = TaskStore(f"sqlite:///{path}")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def registry(store):
+    return started(store, BASIS)
+
+
+def test_counts_follow_every_change_and_a_restart_counts_the_same(registry, store):
+    for work, wanted in [
+        (lambda: registry.register("a", ONE), RegistrySnapshot(1, len(ONE), 0)),
+        (lambda: registry.register("a", ONE), RegistrySnapshot(1, len(ONE), 0)),
+        (lambda: registry.register("a", TWO), RegistrySnapshot(1, len(TWO), 1)),
+        (lambda: registry.register("b", ONE), RegistrySnapshot(2, len(ONE) + len(TWO), 1)),
+        (lambda: registry.delete("a"), RegistrySnapshot(1, len(ONE), 3)),
+        (lambda: registry.register("a", TWO), RegistrySnapshot(2, len(ONE) + len(TWO), 3)),
+    ]:
+        work()
+        assert registry.snapshot() == wanted
+        assert started(store, BASIS).snapshot() == wanted
+
+
+def test_a_restart_finds_the_same_tasks(registry, store):
+    for name, data in (("b", ONE), ("a", ONE), ("a", TWO), ("gone", ONE)):
+        registry.register(name, data)
+    registry.delete("gone")
+    again = started(store, BASIS)
+    assert [task.name for task in again.page(limit=9).tasks] == ["a", "b"]
+    for name in ("a", "b"):
+        before, after = registry.get(name), again.get(name)
+        assert (after.digest, after.generation, after.created_at) == (before.digest, before.generation, 1234)
+        assert after.state == "ready"
+        assert after.coefficients.flat_cores().tolist() == before.coefficients.flat_cores().tolist()
+    assert again.resolve(f"a@{digest_of(ONE)}").coefficients.digest == digest_of(ONE)
+
+
+def damage(path, data: bytes, wrong: bytes) -> None:
+    with sqlite3.connect(path) as raw:
+        raw.execute("update coefficient_files set body = ? where digest = ?", (wrong, digest_of(data)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"), [(b"rubbish!" * 9, "safetensors"), (TWO[:-2] + b"\x01\x01", "are damaged"), (b"", "found 0")]
+)
+def test_a_damaged_task_is_listed_kept_and_stops_nothing(registry, store, path, caplog, wrong, reason):
+    registry.register("bad", TWO)
+    registry.register("good", ONE)
+    damage(path, TWO, wrong)
+    again = started(store, BASIS)
+    assert [(task.name, task.state) for task in again.page(limit=9).tasks] == [("bad", "unusable"), ("good", "ready")]
+    bad = again.get("bad")
+    assert reason in bad.reason
+    assert (bad.coefficients, bad.form, bad.size_bytes) == (None, None, len(TWO))
+    assert "bad" in caplog.text
+    assert reason in caplog.text
+    for model in ("bad", f"bad@{digest_of(TWO)}"):
+        with pytest.raises(TaskUnusable, match=reason) as caught:
+            again.resolve(model)
+        assert caught.value.code == "task_unusable"
+    assert again.content("bad") == wrong
+    assert again.register("bad", ONE).replaced
+    assert again.get("bad").state == "ready"
+
+
+@pytest.mark.parametrize(
+    ("basis", "base_name", "reason"),
+    [
+        (OTHER_BASIS, BASE, f"this server runs {OTHER_BASIS.digest}"),
+        (None, BASE, "runs the base model alone"),
+        (BASIS, "a", "is the name of the base model"),
+    ],
+)
+def test_tasks_that_do_not_fit_the_new_start_wait_for_a_better_one(registry, store, basis, base_name, reason):
+    registry.register("a", ONE)
+    other = started(store, basis, base_name)
+    task = other.get("a")
+    assert task.state == "unusable"
+    assert reason in task.reason
+    if base_name == "a":
+        assert other.resolve("a") is None, "the base keeps its name"
+    else:
+        with pytest.raises(TaskUnusable, match=reason):
+            other.resolve("a")
+    assert other.content("a") == ONE
+    assert started(store, BASIS).get("a").state == "ready"
+
+
+def test_an_old_version_for_another_basis_is_unusable_not_unknown(registry, store):
+    registry.register("a", ONE)
+    moved = started(store, OTHER_BASIS)
+    moved.register("a", coefficients(OTHER_BASIS))
+    with pytest.raises(TaskUnusable, match="re-export it against that one"):
+        moved.resolve(f"a@{digest_of(ONE)}")
