@@ -1,6 +1,5 @@
 """The `onebasis` command: serve, build a basis, fit a task, run the demo."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from onebasis import __version__
 from onebasis.core.config import ServeConfig
 from onebasis.core.errors import ServeError
 from onebasis.core.ids import parse_task_name
+from onebasis.demo.commands import demo_app
 from onebasis.fitting.basis import BasisKind, build_basis
 from onebasis.fitting.data import read_jsonl, split, tokenize
 from onebasis.fitting.job import fit_task
@@ -28,6 +28,7 @@ from onebasis.wiring import build_server
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 basis_app = typer.Typer(no_args_is_help=True, help="Make a shared basis.")
 app.add_typer(basis_app, name="basis")
+app.add_typer(demo_app, name="demo")
 
 _DEFAULTS = ServeConfig(model=Path())
 """So that the options and ServeConfig can't disagree."""
@@ -195,5 +196,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.captureWarnings(capture=True)
     main()

@@ -57,10 +57,7 @@ def test_examples_depend_on_the_arguments_only(task: DemoTask) -> None:
 
 
 def test_examples_do_not_depend_on_the_process() -> None:
-    script = (
-        "from onebasis.demo.tasks import DEMO_TASKS\n"
-        "print([t.examples('train', 5) for t in DEMO_TASKS.values()])"
-    )
+    script = "from onebasis.demo.tasks import DEMO_TASKS\nprint([t.examples('train', 5) for t in DEMO_TASKS.values()])"
     runs = {
         subprocess.run(
             [sys.executable, "-c", script],

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from loadtests.__main__ import main
 
 SMALL = ["--prompt-tokens", "7", "--output-tokens", "5", "--vocab", "10-900", "--warmup", "1"]

@@ -1,6 +1,7 @@
 """The command line and the plan made from it."""
 
 import pytest
+
 from loadtests.errors import LoadTestError
 from loadtests.loopback import loopback_url
 from loadtests.options import parse

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from loadtests.arrivals import poisson_arrivals
 from loadtests.choice import choose_names, top1_share
 from loadtests.client import Answer

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from loadtests.sse import StreamFault, TokenStream
 
 

@@ -12,7 +12,7 @@ def zeros_on_demand(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch
 
     torch.zeros writes every page at once; calloc, which numpy uses, does not.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     n_bytes = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(np.zeros(n_bytes, dtype=np.uint8)).view(dtype).view(shape)

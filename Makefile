@@ -1,0 +1,48 @@
+# Everything runs in .venv, which is set up on first use from the pinned versions in constraints.txt.
+
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test serve check bench scores pack format clean
+
+demo: $(READY)  ## main job: demo server on the embedded model (ONCE=1: exit after the table)
+	@PORT=$(PORT) $(BIN)/onebasis demo run $(if $(ONCE),--once)
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+serve: $(READY)  ## make serve ARGS="--model DIR --basis FILE"
+	$(BIN)/onebasis serve $(ARGS)
+
+check: $(READY)  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy --strict loadtests
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## the README's table: bare, 1 task, 12 tasks, at concurrency 1, 8, 32
+	$(BIN)/python -m loadtests.bench $(ARGS)
+
+scores: $(READY)  ## every shipped task's score, measured through HTTP, beside the one in its file
+	$(BIN)/onebasis demo score $(ARGS)
+
+pack: $(READY)  ## train the demo pack anew into build/pack; about an hour
+	$(BIN)/onebasis demo build-pack build/pack $(ARGS)
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "needs Python 3.11 or newer: make PYTHON=python3.11 ..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@

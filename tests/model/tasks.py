@@ -1,0 +1,53 @@
+"""Bases and random tasks for the tiny models, and the plain models that the tasks amount to."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from onebasis.coefficients.basis_file import BasisSpec
+from onebasis.coefficients.format import parse_coefficients, write_coefficients
+from onebasis.coefficients.validate import bind
+from onebasis.core.request import ResolvedTask
+from onebasis.fitting.basis import BasisKind, build_basis
+from onebasis.model.adapted import merged_weight
+from onebasis.model.factors import Basis, load_basis
+from onebasis.model.loader import LoadedBase
+
+
+@dataclass(frozen=True)
+class RandomTask:
+    """A task and, by site, the cores [k_out, k_in] it was made from."""
+
+    resolved: ResolvedTask
+    cores: dict[str, Tensor]
+
+
+def random_basis(base: LoadedBase, folder: Path, *, k: int = 4) -> Basis:
+    """A random orthonormal basis for this model, through its file."""
+    path = folder / "tiny.basis.safetensors"
+    build_basis(base, kind=BasisKind.RANDOM, k=k, seed=5, path=path, progress=lambda _: None)
+    return load_basis(path, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def random_task(spec: BasisSpec, seed: int, *, scale: float = 0.7) -> RandomTask:
+    """A task with normal random cores, through its file."""
+    rng = np.random.default_rng(seed)
+    cores = {site.name: scale * rng.standard_normal((site.k_out, site.k_in), dtype=np.float32) for site in spec.sites}
+    values = np.concatenate([core.ravel() for core in cores.values()])
+    data = write_coefficients(values, form="core", basis=spec.digest, base_fingerprint=spec.base_fingerprint)
+    resolved = ResolvedTask(f"task-{seed}", bind(parse_coefficients(data), spec))
+    return RandomTask(resolved, {name: torch.from_numpy(core) for name, core in cores.items()})
+
+
+def merged_copy(model: PreTrainedModel, basis: Basis, task: RandomTask) -> PreTrainedModel:
+    """A copy of a bare model with the task merged into its weights."""
+    merged = copy.deepcopy(model)
+    for name, factors in basis.factors.items():
+        weight = merged.get_submodule(name).weight
+        weight.data = merged_weight(weight, factors, task.cores[name])
+    return merged
