@@ -8,7 +8,16 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from onebasis import __version__
 from onebasis.core.config import ServeConfig
@@ -34,20 +43,20 @@ _DEFAULTS = ServeConfig(model=Path())
 """So that the options and ServeConfig can't disagree."""
 
 ModelOption = Annotated[Path, typer.Option(help="Folder of the base model.", envvar="ONEBASIS_MODEL")]
-ThreadsOption = Annotated[int | None, typer.Option(help="Compute threads.", envvar="ONEBASIS_THREADS")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Compute threads.", envvar="ONEBASIS_THREADS")]
 
 
 def main() -> None:
     """Entry point. Errors of the operator are one line on stderr and exit code 2."""
     try:
         app()
-    except ServeError as error:
-        Console(stderr=True).print(f"onebasis: {error}", style="red", markup=False, highlight=False)
+    except (ServeError, OSError) as error:
+        _complain(str(error))
         raise SystemExit(2) from None
     except ValidationError as error:
         for detail in error.errors():
             where = ".".join(map(str, detail["loc"])) or "options"
-            Console(stderr=True).print(f"onebasis: {where}: {detail['msg']}", style="red", markup=False)
+            _complain(f"{where}: {detail['msg']}")
         raise SystemExit(2) from None
 
 
@@ -105,7 +114,9 @@ def serve(
 @basis_app.command("build")
 def basis_build(
     model: ModelOption,
-    output: Annotated[Path, typer.Option(help="Where to write the *.basis.safetensors file.")],
+    output: Annotated[
+        Path, typer.Option(dir_okay=False, writable=True, help="Where to write the *.basis.safetensors file.")
+    ],
     kind: Annotated[BasisKind, typer.Option(help="Where the directions come from.")] = BasisKind.BASE_SVD,
     k: Annotated[int, typer.Option(help="Rows of each factor.")] = 16,
     seed: Annotated[int, typer.Option(help="For --kind random.")] = 0,
@@ -126,7 +137,9 @@ def fit(
     model: ModelOption,
     basis: Annotated[Path, typer.Option(help="Basis file.", envvar="ONEBASIS_BASIS")],
     data: Annotated[Path, typer.Option(help="JSON lines of {prompt, completion} or {messages}.")],
-    output: Annotated[Path, typer.Option(help="Where to write the *.coef.safetensors file.")],
+    output: Annotated[
+        Path, typer.Option(dir_okay=False, writable=True, help="Where to write the *.coef.safetensors file.")
+    ],
     task: Annotated[str, typer.Option(help="Name of the task.")],
     validation: Annotated[
         Path | None, typer.Option(help="JSON lines to score on; by default a tenth of the data, at most 64.")
@@ -141,32 +154,23 @@ def fit(
 ) -> None:
     """Train one task's coefficients inside a fixed basis."""
     parse_task_name(task)
+    recipe = FitRecipe(form=form, n_steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     _set_threads(threads)
     device = torch.device("cpu")
     base = load_base(model, dtype=torch.bfloat16, device=device)
     loaded = load_basis(basis, dtype=torch.bfloat16, device=device)
-    examples = read_jsonl(data)
+    examples = tokenize(read_jsonl(data), base.tokenizer, max_tokens=max_example_tokens)
     if validation is None:
         examples, held_out = split(examples, n_validation=min(64, len(examples) // 10), seed=seed)
     else:
-        held_out = read_jsonl(validation)
-    recipe = FitRecipe(form=form, n_steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+        held_out = tokenize(read_jsonl(validation), base.tokenizer, max_tokens=max_example_tokens)
     with _progress() as progress:
         bar = progress.add_task(task, total=steps)
 
         def on_step(step: StepLoss) -> None:
             progress.update(bar, advance=1, description=f"{task} loss {step.loss:.3f}")
 
-        report = fit_task(
-            base,
-            loaded,
-            tokenize(examples, base.tokenizer, max_tokens=max_example_tokens),
-            tokenize(held_out, base.tokenizer, max_tokens=max_example_tokens),
-            task=task,
-            recipe=recipe,
-            output=output,
-            on_step=on_step,
-        )
+        report = fit_task(base, loaded, examples, held_out, task=task, recipe=recipe, output=output, on_step=on_step)
     _say(
         f"{output}: {report.size_bytes} bytes, loss {report.first_loss:.3f} -> {report.final_loss:.3f} "
         f"in {report.train_s:.0f} s"
@@ -180,15 +184,27 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+class RateColumn(ProgressColumn):
+    """Steps per second, once there is one."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.2f}/s")
+
+
 def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.speed:.2f}/s", justify="right"),
+        RateColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        transient=True,  # what stays on the screen is the result, or the one line that says what is wrong
     )
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True).print(f"onebasis: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _say(text: str) -> None:

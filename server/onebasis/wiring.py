@@ -14,18 +14,17 @@ from onebasis.coefficients.arena import Arena
 from onebasis.coefficients.registry import TaskRegistry
 from onebasis.coefficients.store import TaskStore
 from onebasis.core.config import MIB, ServeConfig
-from onebasis.core.errors import InvalidBasis, SetupError
+from onebasis.core.errors import SetupError
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.loop import EngineLoop
 from onebasis.engine.runner import Runner
 from onebasis.engine.scheduler import Scheduler
-from onebasis.model.adapted import StepSlots, adapt_sites
+from onebasis.model.adapted import StepTasks, adapt_model
 from onebasis.model.decoder import Decoder
-from onebasis.model.factors import Basis, load_basis
+from onebasis.model.factors import Basis, checked_fingerprint, load_basis
 from onebasis.model.kv_cache import KVCache
 from onebasis.model.loader import LoadedBase, load_base
-from onebasis.model.sites import base_fingerprint, linear_sites
 from onebasis.model.text import ModelText
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import CacheConfig
@@ -56,26 +55,19 @@ def build_server(config: ServeConfig) -> Server:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dtype: torch.dtype = getattr(torch, config.dtype)
-    device = torch.device(config.device)
+    device = _device(config)
     base = load_base(config.model, dtype=dtype, device=device, name=config.served_model_name)
     basis = None if config.basis is None else load_basis(config.basis, dtype=dtype, device=device)
-    fingerprint = _checked_fingerprint(base, basis)
-    store = TaskStore(config.store)
-    registry = TaskRegistry(store, None if basis is None else basis.spec, base.name)
-    registry.load()
-
-    arena = None if basis is None else Arena(basis.spec, n_slots=_n_slots(config, basis), device=device)
-    step = StepSlots()
-    if basis is not None and arena is not None:
-        adapt_sites(base.model, basis, arena.site_cores, step)
+    fingerprint = checked_fingerprint(base.model, basis)
     n_blocks = _n_blocks(config, base, dtype)
-    cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=config.block_size, dtype=dtype, device=device)
-    pool = BlockPool(n_blocks, config.block_size)
     limits = EngineLimits(
         max_model_len=_max_model_len(config, base, n_blocks),
         n_vocab=int(base.text_config.vocab_size),
         max_sequences=config.max_running + config.max_waiting,
     )
+    store = TaskStore(config.store)
+    registry = TaskRegistry(store, None if basis is None else basis.spec, base.name)
+    registry.load()
     metrics = Metrics(
         model_name=base.name,
         version=__version__,
@@ -86,14 +78,7 @@ def build_server(config: ServeConfig) -> Server:
         engine=lambda: engine.snapshot(),
         registry=registry.snapshot,
     )
-    engine = EngineLoop(
-        scheduler=Scheduler(pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens),
-        runner=Runner(Decoder(base, cache, step), arena, block_size=config.block_size, device=device),
-        limits=limits,
-        max_in_flight=config.max_running + config.max_waiting,
-        max_resident_tasks=0 if arena is None else arena.n_slots,
-        metrics=metrics,
-    )
+    engine = _build_engine(config, base, basis, n_blocks=n_blocks, limits=limits, metrics=metrics)
     services = Services(
         engine=engine,
         registry=registry,
@@ -106,28 +91,48 @@ def build_server(config: ServeConfig) -> Server:
         max_body_bytes=config.max_body_bytes,
     )
     engine.start()
-    _log.info(
-        "ready: %s in %s, %d tasks, %d KV blocks of %d tokens",
-        base.name,
-        config.dtype,
-        registry.snapshot().n_registered,
-        n_blocks,
-        config.block_size,
-    )
+    n_tasks = registry.snapshot().n_registered
+    _log.info("ready: %s in %s, %d tasks, %d KV blocks", base.name, config.dtype, n_tasks, n_blocks)
     return Server(create_app(services), engine, store)
 
 
-def _checked_fingerprint(base: LoadedBase, basis: Basis | None) -> str:
-    """Fingerprint of the base weights; the basis must have been made for these."""
-    if basis is None:
-        return base_fingerprint(base.model, linear_sites(base.model))
-    found = base_fingerprint(base.model, basis.factors)
-    if found != basis.spec.base_fingerprint:
-        raise InvalidBasis(
-            f"the basis is for base weights {basis.spec.base_fingerprint} ({basis.spec.base_model}), "
-            f"the loaded model has {found}; load that model or build a basis for this one"
-        )
-    return found
+def _build_engine(
+    config: ServeConfig,
+    base: LoadedBase,
+    basis: Basis | None,
+    *,
+    n_blocks: int,
+    limits: EngineLimits,
+    metrics: Metrics,
+) -> EngineLoop:
+    """The native engine over `base`, whose layers it takes over."""
+    dtype, device = base.model.dtype, base.model.device
+    arena = None if basis is None else Arena(basis.spec, n_slots=_n_slots(config, basis), device=device)
+    step = StepTasks(0 if arena is None else arena.base_row)
+    adapt_model(base.model, basis, {} if arena is None else arena.site_cores, step)
+    cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=config.block_size, dtype=dtype, device=device)
+    pool = BlockPool(n_blocks, config.block_size)
+    return EngineLoop(
+        scheduler=Scheduler(pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens),
+        runner=Runner(Decoder(base, cache, step), arena, block_size=config.block_size, device=device),
+        limits=limits,
+        max_in_flight=config.max_running + config.max_waiting,
+        max_resident_tasks=0 if arena is None else arena.n_slots,
+        metrics=metrics,
+    )
+
+
+def _device(config: ServeConfig) -> torch.device:
+    """The device, checked by putting a number on it."""
+    try:
+        device = torch.device(config.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SetupError(
+            f"device {config.device!r} can't be used ({reason}); use cpu, or cuda where there is one"
+        ) from error
+    return device
 
 
 def _n_slots(config: ServeConfig, basis: Basis) -> int:

@@ -93,7 +93,7 @@ def test_a_refused_upload_changes_nothing(registry, store, name, data, kwargs, e
         registry.register(name, data, **kwargs)
     assert names(registry) == ["kept"]
     assert store.n_versions() == 1
-    assert registry.snapshot() == RegistrySnapshot(1, len(ONE), 0)
+    assert registry.snapshot() == RegistrySnapshot(n_registered=1, size_bytes=len(ONE), n_retired=0)
 
 
 def test_a_broken_replacement_leaves_the_earlier_version_serving(registry):

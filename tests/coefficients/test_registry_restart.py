@@ -34,12 +34,18 @@ def registry(store):
 
 def test_counts_follow_every_change_and_a_restart_counts_the_same(registry, store):
     for work, wanted in [
-        (lambda: registry.register("a", ONE), RegistrySnapshot(1, len(ONE), 0)),
-        (lambda: registry.register("a", ONE), RegistrySnapshot(1, len(ONE), 0)),
-        (lambda: registry.register("a", TWO), RegistrySnapshot(1, len(TWO), 1)),
-        (lambda: registry.register("b", ONE), RegistrySnapshot(2, len(ONE) + len(TWO), 1)),
-        (lambda: registry.delete("a"), RegistrySnapshot(1, len(ONE), 3)),
-        (lambda: registry.register("a", TWO), RegistrySnapshot(2, len(ONE) + len(TWO), 3)),
+        (lambda: registry.register("a", ONE), RegistrySnapshot(n_registered=1, size_bytes=len(ONE), n_retired=0)),
+        (lambda: registry.register("a", ONE), RegistrySnapshot(n_registered=1, size_bytes=len(ONE), n_retired=0)),
+        (lambda: registry.register("a", TWO), RegistrySnapshot(n_registered=1, size_bytes=len(TWO), n_retired=1)),
+        (
+            lambda: registry.register("b", ONE),
+            RegistrySnapshot(n_registered=2, size_bytes=len(ONE) + len(TWO), n_retired=1),
+        ),
+        (lambda: registry.delete("a"), RegistrySnapshot(n_registered=1, size_bytes=len(ONE), n_retired=3)),
+        (
+            lambda: registry.register("a", TWO),
+            RegistrySnapshot(n_registered=2, size_bytes=len(ONE) + len(TWO), n_retired=3),
+        ),
     ]:
         work()
         assert registry.snapshot() == wanted

@@ -16,7 +16,7 @@ from onebasis.core.request import GenerateRequest, ResolvedTask, SamplingParams,
 from onebasis.demo.demo_pack import DemoPack
 from onebasis.demo.embedded_model import MODEL_NAME
 from onebasis.demo.tasks import DEMO_TASKS
-from onebasis.model.adapted import StepSlots, adapt_sites
+from onebasis.model.adapted import StepTasks, adapt_model
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import load_base
 from onebasis.wiring import Server, build_server
@@ -107,14 +107,16 @@ def test_the_crowd_really_shared_steps(server: Server, cases: list[Case]) -> Non
 
 
 def test_bare_logits_are_the_same_bits_with_and_without_a_basis(model_folder: Path, pack: DemoPack) -> None:
-    base = load_base(model_folder, dtype=torch.bfloat16, device=CPU)
+    basis = load_basis(pack.basis, dtype=torch.bfloat16, device=CPU)
+    cores = {site.name: torch.randn(2, site.k_out, site.k_in) for site in basis.spec.sites}
     token_ids = torch.arange(1000, 1060).unsqueeze(0)
-    with torch.inference_mode():
-        without = base.model(input_ids=token_ids).logits
-        basis = load_basis(pack.basis, dtype=torch.bfloat16, device=CPU)
-        cores = {site.name: torch.randn(2, site.k_out, site.k_in) for site in basis.spec.sites}
-        adapt_sites(base.model, basis, cores, StepSlots())
-        assert torch.equal(base.model(input_ids=token_ids).logits, without)
+    logits = []
+    for loaded in (None, basis):
+        base = load_base(model_folder, dtype=torch.bfloat16, device=CPU)
+        adapt_model(base.model, loaded, cores, StepTasks())
+        with torch.inference_mode():
+            logits.append(base.model(input_ids=token_ids).logits)
+    assert torch.equal(*logits)
 
 
 def run_all(server: Server, cases: list[Case], *, pause_s: float) -> list[list[int]]:

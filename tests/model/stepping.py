@@ -11,7 +11,7 @@ from onebasis.engine.batch import build_batch, order_runs
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.scheduler import Scheduler, StepPlan
 from onebasis.engine.sequence import EngineSequence
-from onebasis.model.adapted import StepSlots, adapt_sites
+from onebasis.model.adapted import StepTasks, adapt_model
 from onebasis.model.decoder import Decoder
 from onebasis.model.factors import Basis
 from onebasis.model.kv_cache import KVCache
@@ -46,11 +46,9 @@ class Stepper:
     """
 
     def __init__(self, base: LoadedBase, basis: Basis | None = None, *, n_blocks: int = 60) -> None:
-        step = StepSlots()
-        self._arena = None
-        if basis is not None:
-            self._arena = Arena(basis.spec, n_slots=4, device=CPU)
-            adapt_sites(base.model, basis, self._arena.site_cores, step)
+        self._arena = None if basis is None else Arena(basis.spec, n_slots=4, device=CPU)
+        step = StepTasks(0 if self._arena is None else self._arena.base_row)
+        adapt_model(base.model, basis, {} if self._arena is None else self._arena.site_cores, step)
         cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU)
         self._decoder = Decoder(base, cache, step)
         self._scheduler = Scheduler(BlockPool(n_blocks, BLOCK_SIZE), max_running=4, max_step_tokens=5)

@@ -76,7 +76,7 @@ def test_without_a_task_in_the_step_a_basis_changes_no_bit(family, tmp_path, mon
     without_basis = Stepper(tiny_base(family)).run(bare_arrivals())
     base = tiny_base(family)
     stepper = Stepper(base, random_basis(base, tmp_path))
-    monkeypatch.setattr(adapted, "apply_cores", must_not_run)
+    monkeypatch.setattr(adapted, "add_group_update_", must_not_run)
     with_basis = stepper.run(bare_arrivals())
     for request_id, trace in without_basis.items():
         assert with_basis[request_id].answer == trace.answer

@@ -35,7 +35,7 @@ class Services:
         return None if self.basis is None else self.basis.digest
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 

@@ -1,18 +1,20 @@
 """From the error tree to HTTP: one table of statuses, one envelope for every non-2xx of every route."""
 
-import logging
+import reprlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from onebasis.core import errors
 
-_log = logging.getLogger(__name__)
+CLIENT_CLOSED_REQUEST: Final = 499  # nginx's word for it; nobody is there to read it
 
 STATUSES: Final[Mapping[type[errors.ServeError], int]] = MappingProxyType(
     {
@@ -31,51 +33,71 @@ STATUSES: Final[Mapping[type[errors.ServeError], int]] = MappingProxyType(
 """Status of each class; a class that is not listed has its nearest listed ancestor's."""
 
 
+class ErrorDetail(BaseModel):
+    """`code` is stable; `param` names the field, header or query parameter that is at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every failure."""
+
+    error: ErrorDetail
+
+
 def status_of(error: errors.ServeError) -> int:
     """HTTP status of an error."""
     return next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
 
 
 def envelope(error: Exception) -> dict[str, Any]:
-    """The body of every failure: {"error": {message, type, param, code}}. What is not ours shows no detail."""
+    """An ErrorBody. What is not ours shows no detail."""
     if not isinstance(error, errors.ServeError):
         error = errors.ServeError("the server failed on this request; it is in its log")
-    return {
-        "error": {
-            "message": str(error),
-            "type": _type_of(error),
-            "param": error.param,
-            "code": error.code,
-        }
-    }
+    detail = ErrorDetail(message=str(error), type=_type_of(error), param=error.param, code=error.code)
+    return ErrorBody(error=detail).model_dump()
+
+
+def error_response(error: Exception, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The whole answer to a failure: status, envelope, and what the client should do about it as headers."""
+    all_headers = dict(headers or {})
+    if isinstance(error, errors.CapacityError):
+        all_headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, errors.BodyTooLarge):
+        all_headers["Connection"] = "close"  # the rest of the body is on its way; it is not read
+    status = status_of(error) if isinstance(error, errors.ServeError) else 500
+    return JSONResponse(envelope(error), status_code=status, headers=all_headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer everything that a route can raise with the envelope."""
+    """Answer everything that a route raises on purpose with the envelope; bugs are middleware.Observed's."""
 
     @app.exception_handler(errors.ServeError)
     async def on_known(_: Request, error: errors.ServeError) -> JSONResponse:
-        return _response(error)
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def on_validation(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _response(from_validation(error.errors()))
+        return error_response(from_validation(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
-        return _response(_from_http(request, error), headers=error.headers)
+        return error_response(_from_http(request, error), headers=error.headers)
 
-    @app.exception_handler(Exception)
-    async def on_bug(_: Request, error: Exception) -> JSONResponse:
-        _log.error("a request failed with a bug of ours", exc_info=error)
-        return JSONResponse(envelope(error), status_code=500)
+    @app.exception_handler(ClientDisconnect)
+    async def on_gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def from_validation(details: Any) -> errors.RequestError:
     """The first of pydantic's complaints, as one of our errors."""
     detail = details[0]
-    # Union members appear in the location as their type names; a client knows its own fields only.
-    path = [str(part) for part in detail["loc"] if part != "body"]
+    # The location begins with where the value was (body, query, header). Union members appear in it as their type
+    # names; a client knows its own fields only.
+    path = [str(part) for part in detail["loc"][1:]]
     if detail["type"] == "json_invalid":
         return errors.InvalidJson("the body is not valid JSON; send one JSON object")
     if not path:
@@ -85,8 +107,7 @@ def from_validation(details: Any) -> errors.RequestError:
     param = path[0]
     if detail["type"] == "missing":
         return errors.InvalidParameter(param, "is required and missing")
-    found = repr(detail.get("input"))
-    shown = found if len(found) <= 80 else found[:77] + "..."
+    shown = reprlib.repr(detail.get("input"))[:80]  # the input may have megabytes
     return errors.InvalidParameter(param, f"{detail['msg']}, found {shown}")
 
 
@@ -98,14 +119,9 @@ def _from_http(request: Request, error: HTTPException) -> errors.ServeError:
         return errors.RouteNotFound(f"no route {request.url.path!r}; GET /openapi.json lists them")
     if error.status_code == 405:
         return errors.MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}")
+    if error.status_code == 400:
+        return errors.InvalidJson("the body can't be read as JSON in UTF-8; send one JSON object")
     return errors.RequestError(str(error.detail))
-
-
-def _response(error: errors.ServeError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    all_headers = dict(headers or {})
-    if isinstance(error, errors.CapacityError):
-        all_headers["Retry-After"] = str(error.retry_after_s)
-    return JSONResponse(envelope(error), status_code=status_of(error), headers=all_headers)
 
 
 def _type_of(error: errors.ServeError) -> str:

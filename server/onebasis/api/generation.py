@@ -23,6 +23,8 @@ from onebasis.engine.interface import Engine, EngineLimits
 from onebasis.engine.text import TextStream
 from onebasis.model.text import ModelText
 
+_LEAST_LOGPROB = -9999.0  # OpenAI's for "hardly possible"; JSON has no word for -inf or NaN
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
@@ -80,6 +82,8 @@ def plan_generation(
     if len(prompts) * body.n > limits.max_sequences:
         raise InvalidParameter("n", f"prompts times n is {len(prompts) * body.n}, allowed are {limits.max_sequences}")
     for prompt in prompts:
+        if not prompt:
+            raise InvalidParameter(prompt_param, "the tokenizer makes no token of this text; needs at least one")
         _check_tokens(prompt_param, prompt, limits.n_vocab)
         room = max_tokens if max_tokens is not None else 1
         if len(prompt) + room > limits.max_model_len:
@@ -172,7 +176,7 @@ class Generation:
             del self._open[event.request_id]
         if stopped and finish is None:
             self._engine.abort(event.request_id)
-        return ChoiceDelta(index, text, event.token_id, event.logprobs, "stop" if stopped else finish)
+        return ChoiceDelta(index, text, event.token_id, _sayable(event.logprobs), "stop" if stopped else finish)
 
     @staticmethod
     def _advance(stream: TextStream, event: TokenEvent) -> tuple[str, bool]:
@@ -189,10 +193,18 @@ class Generation:
         return text + rest.text, rest.stopped
 
 
+def _sayable(logprobs: TokenLogprobs | None) -> TokenLogprobs | None:
+    """The same in numbers that JSON can say: coefficients may be finite and still overflow the model."""
+    if logprobs is None:
+        return None
+    top = tuple((token_id, max(_LEAST_LOGPROB, logprob)) for token_id, logprob in logprobs.top)
+    return TokenLogprobs(chosen=max(_LEAST_LOGPROB, logprobs.chosen), top=top)  # of NaN, max keeps the first
+
+
 def _sampling(body: GenerationBody, n_logprobs: int | None, n_vocab: int) -> SamplingParams:
     return SamplingParams(
         temperature=body.temperature,
-        top_k=max(0, body.top_k),
+        top_k=min(max(0, body.top_k), n_vocab),
         top_p=body.top_p,
         min_p=body.min_p,
         seed=secrets.randbits(62) if body.seed is None else body.seed,

@@ -5,11 +5,10 @@ import time
 import uuid
 from typing import Final
 
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from onebasis.api.errors import envelope, status_of
+from onebasis.api.errors import error_response
 from onebasis.core.errors import BodyTooLarge
 from onebasis.telemetry.metrics import Metrics
 
@@ -32,8 +31,7 @@ class BodyLimit:
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > self._limit_bytes:
             error = BodyTooLarge(limit_bytes=self._limit_bytes, declared_bytes=int(declared))
-            headers = {"Connection": "close"}  # the body is on its way; it is not read
-            await JSONResponse(envelope(error), status_of(error), headers)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
             return
         n_bytes = 0
 
@@ -49,7 +47,10 @@ class BodyLimit:
 
 
 class Observed:
-    """Gives each request an id (the client's X-Request-Id if it is plain), echoes it, counts and logs the answer."""
+    """Gives each request an id (the client's X-Request-Id if it is plain), echoes it, counts and logs the answer.
+
+    A bug of ours ends here: logged once, answered with the envelope if nothing has been sent yet.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -61,7 +62,7 @@ class Observed:
             return
         request_id = _request_id(Headers(scope=scope).get(_REQUEST_ID))
         started_s = time.monotonic()
-        status = 500
+        status: int | None = None
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -72,14 +73,19 @@ class Observed:
 
         try:
             await self._app(scope, receive, observed)
+        except Exception as error:
+            if status is not None:
+                raise
+            _log.error("a request failed with a bug of ours", exc_info=error, extra={"request_id": request_id})
+            await error_response(error)(scope, receive, observed)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.observe_http(route=route, method=_method(scope["method"]), status=status)
+            self._metrics.observe_http(route=route, method=_method(scope["method"]), status=status or 500)
             _log.info(
                 "%s %s %d",
                 scope["method"],
                 scope["path"],
-                status,
+                status or 500,
                 extra={"request_id": request_id, "duration_s": round(time.monotonic() - started_s, 4)},
             )
 

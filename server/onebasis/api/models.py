@@ -25,7 +25,7 @@ def list_models(services: ServicesDep) -> dict[str, Any]:
         after = page.tasks[-1].name
 
 
-@router.get("/v1/models/{name}", summary="One model card")
+@router.get("/v1/models/{name:path}", summary="One model card")
 def show_model(name: str, services: ServicesDep) -> dict[str, Any]:
     """The card of the base or of a task."""
     if name == services.base_name:

@@ -10,15 +10,15 @@ router = APIRouter(tags=["operation"])
 
 @router.get("/health/live", summary="Is the process worth keeping?")
 @router.get("/health", include_in_schema=False)
-def live(services: ServicesDep) -> dict[str, str]:
-    """200 while the engine can answer; load does not matter."""
+async def live(services: ServicesDep) -> dict[str, str]:
+    """200 while the engine can answer; load does not matter, so it waits for no thread of the pool."""
     if not services.engine.is_alive:
         raise EngineStopped
     return {"status": "ok"}
 
 
 @router.get("/health/ready", summary="May traffic come?")
-def ready(services: ServicesDep) -> dict[str, str]:
+async def ready(services: ServicesDep) -> dict[str, str]:
     """200 once model, basis and registry are loaded, which they are before the port opens."""
     if not services.engine.is_alive:
         raise EngineStopped

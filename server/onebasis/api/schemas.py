@@ -1,31 +1,49 @@
-"""Bodies of the generation routes. A field that is not here is refused by name."""
+"""Bodies of the generation routes. A field that is not here is refused by name.
+
+Only the first complaint is told, so lists fail fast: collecting one for each of a million elements takes minutes.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from onebasis.core.errors import InvalidParameter
 
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
+MAX_BIASES = 1024
 
 TokenId = Annotated[int, Field(ge=0)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 LogitBias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class StreamOptions(BaseModel):
+class JsonObject(BaseModel):
+    """Part of a body: no conversions, no unknown fields, null means that the field is absent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, body: Any) -> Any:
+        """Clients send null for "default". Of the unknown fields, the first is left to be refused."""
+        if not isinstance(body, Mapping):
+            return body
+        given = {name: value for name, value in body.items() if value is not None}
+        known = {name: value for name, value in given.items() if name in cls.model_fields}
+        unknown = next((name for name in given if name not in known), None)
+        return known if unknown is None else known | {unknown: given[unknown]}
+
+
+class StreamOptions(JsonObject):
     """`include_usage`: a last chunk without choices carries the usage."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     include_usage: bool = False
 
 
-class GenerationBody(BaseModel):
+class GenerationBody(JsonObject):
     """What both generation routes accept. Names, meaning and ranges as in OpenAI's API and vLLM's extensions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     model: Annotated[str, Field(min_length=1, description="the base's name, `task`, or `task@sha256:<digest>`")]
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
@@ -34,22 +52,23 @@ class GenerationBody(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64, fail_fast=True)] | None = None
     ignore_eos: bool = False
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
-    logit_bias: Annotated[dict[str, LogitBias], Field(max_length=1024)] | None = None
+    logit_bias: dict[str, LogitBias] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256, description="logged with the request, otherwise unused")] | None = None
 
-    @model_validator(mode="before")
+    @field_validator("logit_bias", mode="before")
     @classmethod
-    def _null_is_absent(cls, body: Any) -> Any:
-        """Clients send null for "default"."""
-        return {k: v for k, v in body.items() if v is not None} if isinstance(body, Mapping) else body
+    def _few_biases(cls, bias: Any) -> Any:
+        if isinstance(bias, Mapping) and len(bias) > MAX_BIASES:
+            raise InvalidParameter("logit_bias", f"has {len(bias)} entries, allowed are {MAX_BIASES}")
+        return bias
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> "GenerationBody":
@@ -66,15 +85,15 @@ class GenerationBody(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+PromptText = Annotated[str, Field(min_length=1)]
+PromptIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+_BATCH = Field(min_length=1, max_length=256, fail_fast=True)
+
+
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    prompt: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=256)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=256)]
-    )
+    prompt: PromptText | PromptIds | Annotated[list[PromptText], _BATCH] | Annotated[list[PromptIds], _BATCH]
     max_tokens: Annotated[int, Field(ge=1)] = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
@@ -86,20 +105,18 @@ class CompletionBody(GenerationBody):
         return [token_ids] if token_ids else [part for part in self.prompt if not isinstance(part, int)]
 
 
-class TextPart(BaseModel):
+class TextPart(JsonObject):
     """A piece of a message's content. Text is the only kind."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(JsonObject):
     """One turn."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     def as_template_input(self) -> dict[str, str]:
         """Role and plain text, as chat templates want them."""
@@ -111,7 +128,7 @@ class ChatMessage(BaseModel):
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False

@@ -13,12 +13,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from onebasis.api.deps import Services
-from onebasis.api.errors import envelope
+from onebasis.api.errors import CLIENT_CLOSED_REQUEST, envelope
 from onebasis.api.generation import ChoiceDelta, Generation, Plan
 from onebasis.api.schemas import GenerationBody
 
 _log = logging.getLogger(__name__)
-_CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody is there to read it
 
 
 class AnswerFormat(Protocol):
@@ -160,7 +159,7 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Respo
     gone = asyncio.create_task(_disconnect(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else Response(status_code=_CLIENT_CLOSED_REQUEST)
+        return await task if task.done() else Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
         task.cancel()
         gone.cancel()

@@ -26,7 +26,13 @@ IfNoneMatch = Annotated[str | None, Header(description="`*`: the task must not e
 ContentDigest = Annotated[str | None, Header(description="`sha-256=:<base64>:` of the body (RFC 9530)")]
 
 
-@router.put("/v1/tasks/{name}", summary="Register a coefficient file under a name")
+@router.put(
+    "/v1/tasks/{name}",
+    summary="Register a coefficient file under a name",
+    status_code=201,
+    responses={200: {"description": "The task stands at these bytes already"}},
+    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
+)
 async def put_task(
     name: str,
     request: Request,

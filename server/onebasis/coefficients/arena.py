@@ -19,7 +19,8 @@ class Arena:
     """
 
     def __init__(self, basis: BasisSpec, *, n_slots: int, device: torch.device) -> None:
-        self._rows = zeros_on_demand((n_slots, basis.n_core_numbers), dtype=torch.float32, device=device)
+        self._rows = zeros_on_demand((n_slots + 1, basis.n_core_numbers), dtype=torch.float32, device=device)
+        self.base_row = n_slots
         self.n_slots = n_slots
         self.slots = SlotTable(n_slots)
         self.n_copied = 0
@@ -27,10 +28,10 @@ class Arena:
         start = 0
         for site in basis.sites:
             end = start + site.k_out * site.k_in
-            views[site.name] = self._rows[:, start:end].view(n_slots, site.k_out, site.k_in)
+            views[site.name] = self._rows[:, start:end].view(n_slots + 1, site.k_out, site.k_in)
             start = end
         self.site_cores: Mapping[str, Tensor] = views
-        """By site name, [n_slots, k_out, k_in] views of the table."""
+        """By site name, [n_slots + 1, k_out, k_in] views of the table; the last row stays zero, for base tokens."""
 
     def acquire(self, coefficients: TaskCoefficients) -> int:
         """Pin a task and give its slot, copying its cores in if they are not there.

@@ -18,6 +18,7 @@ N_TRAIN = 960
 N_VALIDATION = 64
 MAX_EXAMPLE_TOKENS = 128
 LEARNING_RATE = 1e-2
+METRIC = "normalised_exact_match"  # DemoTask.is_correct
 
 
 def build_pack(
@@ -51,6 +52,7 @@ def build_pack(
             output=pack.coefficients(name),
             on_step=lambda step, name=name: on_step(name, step),  # type: ignore[misc]
             is_correct=_scorer(task),
+            metric=METRIC,
         )
         on_task(name, report)
 

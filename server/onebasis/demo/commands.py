@@ -103,7 +103,7 @@ def data(
 def build(
     folder: Annotated[Path, typer.Argument(help="Where the pack goes.")],
     tasks: Annotated[list[str] | None, typer.Option("--task", help="Only these; by default the whole pack.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Compute threads.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Compute threads.")] = None,
     cache: CacheOption = _DEFAULT_CACHE,
 ) -> None:
     """Make basis and coefficients of the demo anew. About an hour on one core."""

@@ -39,7 +39,7 @@ def build_batch(runs: list[ScheduledRun], *, block_size: int, device: torch.devi
         else:
             n_blocks = -(-run.end // block_size)
             table = torch.tensor(sequence.blocks[:n_blocks], device=device)
-            chunks.append(PrefillChunk(start_row, len(token_ids), table, run.end))
+            chunks.append(PrefillChunk(start_row, len(token_ids), table, run.end, sequence.slot))
     has_task = any(slot != BASE_SLOT for slot in slots)
     return ForwardBatch(
         token_ids=torch.tensor(token_ids, device=device),

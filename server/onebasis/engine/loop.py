@@ -142,13 +142,16 @@ class EngineLoop:
             match message:
                 case _Stop():
                     return False
-                case _Submit(request, arrived_s):
-                    sequence = EngineSequence(request, arrived_s=arrived_s)
-                    self._sequences[request.request_id] = sequence
-                    self._scheduler.add(sequence)
+                case _Submit():
+                    self._accept(message)
                 case _Abort(request_id):
                     if request_id in self._sequences:
                         self._end(self._sequences[request_id], FinishReason.ABORT)
+
+    def _accept(self, message: _Submit) -> None:
+        sequence = EngineSequence(message.request, arrived_s=message.arrived_s)
+        self._sequences[sequence.request_id] = sequence
+        self._scheduler.add(sequence)
 
     def _step(self, plan: StepPlan) -> None:
         started_s = time.monotonic()
@@ -218,14 +221,12 @@ class EngineLoop:
     def _end_all(self) -> None:
         with self._lock:
             self._accepting = False
-        for sequence in list(self._sequences.values()):
-            self._end(sequence, FinishReason.ERROR, error=EngineStopped())
         while not self._inbox.empty():
             message = self._inbox.get_nowait()
             if isinstance(message, _Submit):
-                message.request.sink(
-                    TokenEvent(message.request.request_id, None, finish=FinishReason.ERROR, error=EngineStopped())
-                )
+                self._accept(message)
+        for sequence in list(self._sequences.values()):
+            self._end(sequence, FinishReason.ERROR, error=EngineStopped())
 
 
 def _report(sequence: EngineSequence, finish: FinishReason) -> RequestReport:

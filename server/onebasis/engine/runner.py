@@ -3,6 +3,7 @@
 import torch
 
 from onebasis.coefficients.arena import Arena
+from onebasis.core.errors import NoBasis
 from onebasis.core.ids import BASE_SLOT
 from onebasis.engine.batch import build_batch, order_runs
 from onebasis.engine.sampler import Sampled, SampleRow, sample
@@ -31,10 +32,12 @@ class Runner:
     def hold_task(self, sequence: EngineSequence) -> bool:
         """Make the sequence's task resident and pin it. True if its cores had to be copied in for that.
 
-        Never short of a slot: the arena has at least as many as sequences can run.
+        Never short of a slot: the arena has at least as many as sequences can run. Raises NoBasis without one.
         """
-        if sequence.request.task is None or self._arena is None:
+        if sequence.request.task is None:
             return False
+        if self._arena is None:
+            raise NoBasis
         n_before = self._arena.n_copied
         sequence.slot = self._arena.acquire(sequence.request.task.coefficients)
         return self._arena.n_copied > n_before

@@ -5,8 +5,9 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
+from jinja2.exceptions import TemplateError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerBase
 
@@ -37,6 +38,7 @@ class CompletionExample(BaseModel):
 
 
 Example = ChatExample | CompletionExample
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def read_jsonl(path: Path) -> list[Example]:
     adapter: TypeAdapter[Example] = TypeAdapter(Example)
     examples: list[Example] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidData(f"data {path}: {error}; give a UTF-8 file of JSON lines") from error
     for number, line in enumerate(lines, start=1):
@@ -92,20 +94,30 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *,
     """Turn examples into tokens, chats through the model's own template.
 
     Raises:
-        InvalidData: an example longer than `max_tokens`; nothing is cut. Or a chat without a chat template.
+        InvalidData: an example longer than `max_tokens`; nothing is cut. A prompt of no tokens, a chat that the
+            template refuses. Or a tokenizer without a chat template or an end-of-sequence token.
     """
-    rows = [_tokenize_one(example, tokenizer) for example in examples]
-    for number, row in enumerate(rows, start=1):
+    if tokenizer.eos_token_id is None:
+        raise InvalidData("the tokenizer has no end-of-sequence token to end answers with; set its eos_token")
+    rows: list[TokenExample] = []
+    for number, example in enumerate(examples, start=1):
+        try:
+            row = _tokenize_one(example, tokenizer)
+        except TemplateError as error:
+            raise InvalidData(f"example {number}: the chat template refuses it: {error}") from error
+        if not row.prompt_ids:
+            raise InvalidData(f"example {number}: the prompt has no tokens; give it some text")
         length = len(row.prompt_ids) + len(row.answer_ids)
         if length > max_tokens:
             raise InvalidData(
                 f"example {number} has {length} tokens, --max-example-tokens is {max_tokens}; "
                 f"shorten it or raise the limit"
             )
+        rows.append(row)
     return rows
 
 
-def split(examples: Sequence[Example], *, n_validation: int, seed: int) -> tuple[list[Example], list[Example]]:
+def split(examples: Sequence[Item], *, n_validation: int, seed: int) -> tuple[list[Item], list[Item]]:
     """Shuffle by seed, hold out `n_validation` for validation. Raises InvalidData when nothing is left to train on."""
     if n_validation >= len(examples):
         raise InvalidData(f"{len(examples)} examples, {n_validation} to hold out: nothing is left to train on")

@@ -46,6 +46,7 @@ def _generate(base: LoadedBase, batch: Sequence[TokenExample], max_new_tokens: i
         attention_mask=torch.tensor(mask),
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        repetition_penalty=1.0,  # some checkpoints' generation config has another
         pad_token_id=pad,
         eos_token_id=sorted(base.eos_token_ids),
     )

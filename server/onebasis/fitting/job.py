@@ -13,7 +13,7 @@ from onebasis.coefficients.format import write_coefficients
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import Scorer, exact_match, score
 from onebasis.fitting.train import FitRecipe, StepLoss, fit, load_coefficients, trainable_sites
-from onebasis.model.factors import Basis
+from onebasis.model.factors import Basis, checked_fingerprint
 from onebasis.model.loader import LoadedBase
 
 
@@ -40,15 +40,22 @@ def fit_task(
     output: Path,
     on_step: Callable[[StepLoss], None],
     is_correct: Scorer = exact_match,
+    metric: str = "exact_match",
 ) -> FitReport:
     """Train on `train`, score the bare model and the task on `validation`, write the file.
 
     What is scored is what is stored: the float16 numbers of the file.
 
+    Args:
+        metric: what the provenance calls the measure that `is_correct` takes.
+
     Raises:
-        InvalidData: from `fit`.
+        InvalidBasis: the basis was made for other base weights.
+        InvalidData, SetupError: from `fit`.
         OSError: `output` can't be written.
     """
+    checked_fingerprint(base.model, basis)
+    output.parent.mkdir(parents=True, exist_ok=True)
     base_score = score(base, validation, is_correct=is_correct) if validation else None
     with trainable_sites(base, basis, recipe.form) as sites:
         fitted = fit(base, sites, train, recipe, on_step)
@@ -61,7 +68,7 @@ def fit_task(
         "loss": {"first": round(fitted.first_loss, 4), "mean_of_last_10": round(fitted.final_loss, 4)},
         "train_s": round(fitted.train_s, 1),
         "n_threads": torch.get_num_threads(),
-        "scores": {"metric": "exact_match", "n": len(validation), "base": base_score, "task": task_score},
+        "scores": {"metric": metric, "n": len(validation), "base": base_score, "task": task_score},
     }
     data = write_coefficients(
         fitted.values,
@@ -71,7 +78,6 @@ def fit_task(
         task=task,
         provenance=provenance,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(data)
     return FitReport(
         size_bytes=len(data),

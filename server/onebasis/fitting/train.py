@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from onebasis.core.errors import InvalidData
+from onebasis.coefficients.format import FORMS
+from onebasis.core.errors import InvalidData, SetupError
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.packing import PackedBatch, pack
 from onebasis.model.factors import Basis, SiteFactors
@@ -24,7 +25,11 @@ from onebasis.model.sites import site_layer
 
 @dataclass(frozen=True, slots=True)
 class FitRecipe:
-    """How to train. Learning rate: linear warm-up over `warmup_steps`, then cosine to a tenth."""
+    """How to train. Learning rate: linear warm-up over `warmup_steps`, then cosine to a tenth.
+
+    Raises:
+        SetupError: a form that no reader knows, or a number with which nothing is learnt.
+    """
 
     form: str = "core"
     n_steps: int = 200
@@ -33,6 +38,14 @@ class FitRecipe:
     warmup_steps: int = 10
     clip_norm: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise SetupError(f"form {self.form!r}: needs one of {', '.join(FORMS)}")
+        if not (0 < self.learning_rate < math.inf):
+            raise SetupError(f"learning rate {self.learning_rate}: needs a finite number above 0")
+        if self.n_steps < 1 or self.batch_size < 1:
+            raise SetupError(f"{self.n_steps} steps of {self.batch_size} examples: needs at least one of each")
 
     def as_provenance(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,7 +118,8 @@ def fit(
     epoch. Cores are float32 while they train and float16 in the result.
 
     Raises:
-        InvalidData: a batch is longer than the model's attention window.
+        InvalidData: an example is longer than the model's attention window.
+        SetupError: the training diverged.
     """
     _check_window(base, examples)
     parameters = [site.coefficients for site in sites]
@@ -122,6 +136,8 @@ def fit(
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise SetupError(f"the loss of step {step} is {losses[-1]}; lower the learning rate")
         on_step(StepLoss(step, losses[-1]))
     last = losses[-10:]
     return FittedCores(
@@ -134,10 +150,12 @@ def fit(
 
 def answer_loss(base: LoadedBase, batch: PackedBatch) -> Tensor:
     """Mean cross-entropy per answer token, in nats; the head runs on answer tokens alone."""
+    dtype = base.model.dtype  # eager attention adds its mask, so True and False would not do
+    mask = torch.zeros(batch.mask.shape, dtype=dtype).masked_fill(~batch.mask, torch.finfo(dtype).min)
     logits = base.model(
         input_ids=batch.token_ids,
         position_ids=batch.positions,
-        attention_mask=batch.mask,
+        attention_mask=mask,
         use_cache=False,
         logits_to_keep=batch.answer_rows,
     ).logits[0]

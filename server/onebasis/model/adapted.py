@@ -1,64 +1,191 @@
-"""A base linear layer with the shared basis beside it: y = W x + U^T S_t (V x)."""
+"""Base linear layers with the shared basis beside them: y = W x + U^T S_t (V x).
 
-from collections.abc import Mapping
+Layers that read the same input (q, k, v; gate, up) are computed together, base and update: one matrix product with
+their weights one below the other, one with their input factors. The first of them to be called computes for all.
+"""
 
-import torch.nn.functional as F
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from onebasis.kernels.torch_batched import apply_cores
+from onebasis.core.ids import BASE_SLOT
+from onebasis.kernels.grouped import TaskRun, TokenTasks, add_group_update_
+from onebasis.kernels.packed_linear import frozen_linear
+from onebasis.model.batch import ForwardBatch
 from onebasis.model.factors import Basis, SiteFactors
-from onebasis.model.sites import site_layer
+from onebasis.model.sites import linear_sites, site_layer
+
+_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
-class StepSlots:
-    """Whose task each token of the running step is. One per decoder; set by it around each forward pass."""
-
-    def __init__(self) -> None:
-        self.token_slots: Tensor | None = None
-
-
-class AdaptedLinear(nn.Module):
-    """Takes the place of a site's layer. A step without tasks computes what the layer alone would, bit for bit.
+class StepTasks:
+    """Whose task each token of the running step is, shared by all groups of a model. Engine thread only.
 
     Args:
-        base: the frozen layer, weight [d_out, d_in].
-        factors: V [k_in, d_in] and U [k_out, d_out] in the layer's dtype.
-        cores: [n_slots, k_out, k_in] view of the arena.
-        step: shared by all sites of a decoder.
+        base_row: the row of the cores that holds zeros, for tokens of the base.
     """
 
-    def __init__(self, base: nn.Linear, factors: SiteFactors, cores: Tensor, step: StepSlots) -> None:
-        super().__init__()
-        self.weight = base.weight
-        self.bias = base.bias
-        self._factors = factors
-        self._cores = cores
+    def __init__(self, base_row: int = 0) -> None:
+        self._base_row = base_row
+        self.tasks: TokenTasks | None = None
+
+    def begin(self, batch: ForwardBatch) -> None:
+        """Take a step's tasks from its batch; `tasks` is None when no token has one."""
+        if batch.token_slots is None:
+            self.tasks = None
+            return
+        n_single = 0 if batch.decodes is None else batch.decodes.n_seqs
+        slots = batch.token_slots[:n_single]
+        rows = torch.where(slots == BASE_SLOT, self._base_row, slots).long()
+        self.tasks = TokenTasks(rows, tuple(TaskRun(c.start, c.end, self._row(c.slot)) for c in batch.chunks))
+
+    def _row(self, slot: int) -> int:
+        return self._base_row if slot == BASE_SLOT else slot
+
+
+@dataclass(frozen=True, slots=True)
+class GroupUpdate:
+    """Factors and cores of a group's sites; shapes as `add_group_update_` wants them."""
+
+    v: Tensor
+    u: Tensor
+    cores: Tensor
+
+
+class LinearGroup:
+    """Linear layers that read the same input. A step without tasks runs nothing of the basis.
+
+    Args:
+        layers: base layers in order; all of them have a bias or none has.
+        updates: what the basis adds; empty without a basis or where it has none of these sites.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], updates: Sequence[GroupUpdate], step: StepTasks) -> None:
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        weights: list[Tensor] = [layer.weight for layer in layers]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        self._base = frozen_linear(weight, torch.cat(biases) if biases else None)
+        self._sizes = [layer.out_features for layer in layers]
+        self._updates = tuple(updates)
         self._step = step
+        self._input: Tensor | None = None
+        self._outputs: list[Tensor] = []
+
+    def output(self, index: int, x: Tensor) -> Tensor:
+        """Output of layer `index` for `x`; the outputs of the others wait until they are asked for."""
+        if x is not self._input:
+            self._outputs = list(torch.split(self._compute(x), self._sizes, dim=-1))
+            self._input = x
+        outputs = self._outputs
+        if index == len(self._sizes) - 1:  # the last in order: nobody will ask again
+            self._input, self._outputs = None, []
+        return outputs[index]
+
+    def _compute(self, x: Tensor) -> Tensor:
+        y: Tensor = self._base(x)
+        if self._step.tasks is not None:
+            flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+            for update in self._updates:
+                add_group_update_(flat_y, flat_x, update.v, update.u, update.cores, self._step.tasks)
+        return y
+
+
+class GroupMember(nn.Module):
+    """Stands in the model where the layer was."""
+
+    def __init__(self, group: LinearGroup, index: int) -> None:
+        super().__init__()
+        self._group = group
+        self._index = index
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight, self.bias)
-        token_slots = self._step.token_slots
-        if token_slots is None:
-            return y
-        flat = x.reshape(-1, x.shape[-1])
-        delta = apply_cores(flat, self._factors.v, self._factors.u, self._cores, token_slots)
-        return y + delta.view_as(y)
+        return self._group.output(self._index, x)
 
 
-def adapt_sites(model: nn.Module, basis: Basis, cores: Mapping[str, Tensor], step: StepSlots) -> None:
-    """Replace every site of the basis in `model`, once and for all.
+def adapt_model(model: PreTrainedModel, basis: Basis | None, cores: Mapping[str, Tensor], step: StepTasks) -> None:
+    """Replace every linear layer of the decoder layers, and the head, once and for all; with or without a basis.
+
+    Args:
+        cores: by site name, [n_rows, k_out, k_in] views of the arena.
 
     Raises:
-        InvalidBasis: a site is missing in the model. The model is unchanged then.
+        InvalidBasis: the basis has a site that the model has not. The model is unchanged then.
     """
-    adapted = {
-        name: AdaptedLinear(site_layer(model, name), factors, cores[name], step)
-        for name, factors in basis.factors.items()
-    }
-    for name, layer in adapted.items():
-        model.set_submodule(name, layer)
+    factors = {} if basis is None else basis.factors
+    for name in factors:
+        site_layer(model, name)
+    for names, layers in _groups(linear_sites(model)):
+        updates = _updates(names, layers, factors, cores)
+        group = LinearGroup(layers, updates, step)
+        for index, name in enumerate(names):
+            model.set_submodule(name, GroupMember(group, index))
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear):
+        model.set_output_embeddings(frozen_linear(head.weight, head.bias))
 
 
 def merged_weight(weight: Tensor, factors: SiteFactors, core: Tensor) -> Tensor:
     """W + U^T S V in float32 [d_out, d_in]: what a task amounts to. For checks and export, not for serving."""
     return weight.float() + factors.u.float().T @ core.float() @ factors.v.float()
+
+
+def _groups(layers: Mapping[str, nn.Linear]) -> list[tuple[list[str], list[nn.Linear]]]:
+    """Layers by shared input, in the model's order."""
+    groups: list[tuple[list[str], list[nn.Linear]]] = []
+    for name, layer in layers.items():
+        parent, _, own = name.rpartition(".")
+        leader = next((names[0] for names in _SAME_INPUT if own in names[1:]), None)
+        members = next((group for group in groups if group[0][0] == f"{parent}.{leader}"), None)
+        if members is not None and (members[1][0].bias is None) == (layer.bias is None):
+            members[0].append(name)
+            members[1].append(layer)
+        else:
+            groups.append(([name], [layer]))
+    return groups
+
+
+def _updates(
+    names: Sequence[str], layers: Sequence[nn.Linear], factors: Mapping[str, SiteFactors], cores: Mapping[str, Tensor]
+) -> list[GroupUpdate]:
+    """One update for the whole group where its cores lie side by side in the arena, else one for each site."""
+    starts = dict(zip(names, _starts(layers), strict=True))
+    width = sum(layer.out_features for layer in layers)
+    present = [name for name in names if name in factors]
+    together = _stacked([cores[name] for name in present])
+    if together is not None:
+        return [_update(present, factors, together, starts, width)]
+    return [_update([name], factors, cores[name].unsqueeze(1), starts, width) for name in present]
+
+
+def _update(
+    names: Sequence[str], factors: Mapping[str, SiteFactors], cores: Tensor, starts: Mapping[str, int], width: int
+) -> GroupUpdate:
+    rows = []
+    for name in names:
+        u = factors[name].u
+        row = u.new_zeros(u.shape[0], width)
+        row[:, starts[name] : starts[name] + u.shape[1]] = u
+        rows.append(row)
+    return GroupUpdate(v=torch.cat([factors[name].v for name in names]), u=torch.cat(rows), cores=cores)
+
+
+def _starts(layers: Sequence[nn.Linear]) -> list[int]:
+    """First output column of each layer."""
+    ends = torch.tensor([layer.out_features for layer in layers]).cumsum(0).tolist()
+    return [0, *ends[:-1]]
+
+
+def _stacked(cores: Sequence[Tensor]) -> Tensor | None:
+    """[n_rows, n_sites, k_out, k_in] without a copy, if the sites' views are of one size and adjacent in memory."""
+    if not cores:
+        return None
+    n_rows, k_out, k_in = cores[0].shape
+    for i, core in enumerate(cores):
+        offset = cores[0].storage_offset() + i * k_out * k_in
+        if core.shape != cores[0].shape or core.storage_offset() != offset or core.stride() != cores[0].stride():
+            return None
+    stride = cores[0].stride()
+    return cores[0].as_strided((n_rows, len(cores), k_out, k_in), (stride[0], k_out * k_in, stride[1], stride[2]))

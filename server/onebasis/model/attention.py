@@ -22,8 +22,21 @@ class PagedStep:
     def __init__(self, batch: ForwardBatch, cache: KVCache) -> None:
         self.batch = batch
         self.cache = cache
+        self._decode_rows: Tensor | None = None
         self._decode_masks: dict[int | None, Tensor] = {}
         self._chunk_masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def decode_rows(self, group: DecodeGroup) -> Tensor:
+        """[n_seqs, n_kv] rows of the cache. Past a sequence's end its own last row: a masked number still counts if
+        it is not finite (0 * NaN is NaN), so it must be nobody else's.
+        """
+        if self._decode_rows is None:
+            block_size = self.cache.block_size
+            n_kv = group.block_tables.shape[1] * block_size
+            columns = torch.arange(n_kv, device=group.kv_lengths.device).minimum(group.kv_lengths.unsqueeze(1) - 1)
+            blocks = group.block_tables.gather(1, columns // block_size)
+            self._decode_rows = blocks * block_size + columns % block_size
+        return self._decode_rows
 
     def decode_mask(self, group: DecodeGroup, window: int | None) -> Tensor:
         """[n_seqs, 1, 1, n_kv] bool, True where a sequence's token may look."""
@@ -75,7 +88,7 @@ def paged_attention(
     out = torch.empty_like(q)
     if batch.decodes is not None:
         n_seqs = batch.decodes.n_seqs
-        keys, values = cache.read(layer, batch.decodes.block_tables)
+        keys, values = cache.read_rows(layer, paged_step.decode_rows(batch.decodes))
         mask = paged_step.decode_mask(batch.decodes, sliding_window)
         out[:n_seqs] = _attend(q[:n_seqs].unsqueeze(1), keys, values, mask, scaling, softcap).squeeze(1)
     for chunk in batch.chunks:

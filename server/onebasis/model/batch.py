@@ -27,12 +27,14 @@ class PrefillChunk:
 
     block_table: [n_blocks] int64, the blocks that hold the sequence's first `kv_length` tokens.
     kv_length: tokens of the sequence in the cache once this chunk is written, the chunk included.
+    slot: arena slot of the sequence's task, BASE_SLOT for none.
     """
 
     start: int
     end: int
     block_table: Tensor
     kv_length: int
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from onebasis.model.adapted import StepSlots
+from onebasis.model.adapted import StepTasks
 from onebasis.model.attention import ATTENTION_NAME, PagedStep, paged_attention
 from onebasis.model.batch import ForwardBatch
 from onebasis.model.kv_cache import KVCache
@@ -16,10 +16,10 @@ class Decoder:
 
     Args:
         base: its layers' attention is switched to the paged one for good.
-        step: the slots that the adapted sites of `base` read; it has no effect on a model without sites.
+        step: what the adapted layers of `base` read their tokens' tasks from.
     """
 
-    def __init__(self, base: LoadedBase, cache: KVCache, step: StepSlots) -> None:
+    def __init__(self, base: LoadedBase, cache: KVCache, step: StepTasks) -> None:
         AttentionInterface.register(ATTENTION_NAME, paged_attention)
         base.model.set_attn_implementation(ATTENTION_NAME)
         self._model = base.model
@@ -29,7 +29,7 @@ class Decoder:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Logits [n_samples, n_vocab] in the model's dtype, at the rows that the batch asks for."""
-        self._step.token_slots = batch.token_slots
+        self._step.begin(batch)
         output = self._model(
             input_ids=batch.token_ids.unsqueeze(0),
             position_ids=batch.positions.unsqueeze(0),

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
 from onebasis.core.errors import InvalidBasis
+from onebasis.model.sites import base_fingerprint, linear_sites
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,20 @@ def load_basis(path: Path, *, dtype: torch.dtype, device: torch.device) -> Basis
                 raise InvalidBasis(f"basis {path}: {site.name} has NaN or infinite numbers; build it again")
             factors[site.name] = SiteFactors(v=v, u=u)
     return Basis(spec, factors)
+
+
+def checked_fingerprint(model: nn.Module, basis: Basis | None) -> str:
+    """Fingerprint of the model's weights at the basis's sites, at all linear layers without a basis.
+
+    Raises:
+        InvalidBasis: the basis was made for other weights.
+    """
+    if basis is None:
+        return base_fingerprint(model, linear_sites(model))
+    found = base_fingerprint(model, basis.factors)
+    if found != basis.spec.base_fingerprint:
+        raise InvalidBasis(
+            f"the basis is for base weights {basis.spec.base_fingerprint} ({basis.spec.base_model}), "
+            f"the loaded model has {found}; load that model or build a basis for this one"
+        )
+    return found

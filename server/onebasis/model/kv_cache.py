@@ -33,6 +33,10 @@ class KVCache:
         """Keys and values of whole blocks: tables [..., n_blocks] give [..., n_blocks * block_size, heads, dim]."""
         return self._gather(self._keys[layer], block_tables), self._gather(self._values[layer], block_tables)
 
+    def read_rows(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of single tokens: rows [n_seqs, n_kv] give [n_seqs, n_kv, heads, dim]."""
+        return self._gather_rows(self._keys[layer], rows), self._gather_rows(self._values[layer], rows)
+
     @staticmethod
     def block_bytes(text_config: Any, *, block_size: int, dtype: torch.dtype) -> int:
         """Bytes that one block takes over all layers, keys and values."""
@@ -44,6 +48,9 @@ class KVCache:
         blocks = cache.index_select(0, block_tables.flatten())
         tokens = block_tables.shape[-1] * self.block_size
         return blocks.view(*block_tables.shape[:-1], tokens, *cache.shape[2:])
+
+    def _gather_rows(self, cache: Tensor, rows: Tensor) -> Tensor:
+        return cache.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, *cache.shape[2:])
 
 
 def _head_shape(text_config: Any) -> tuple[int, int]:

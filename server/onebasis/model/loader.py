@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -48,9 +49,19 @@ def load_base(path: Path, *, dtype: torch.dtype, device: torch.device, name: str
         raise InvalidModel(f"model {path}: needs a folder with config.json, weights and tokenizer")
     disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InvalidModel(f"model {path}: transformers can't load it: {error}") from error
+    if found["missing_keys"]:  # transformers would draw them at random
+        missing = ", ".join(sorted(found["missing_keys"])[:5])
+        raise InvalidModel(f"model {path}: the weights lack {missing}; copy the folder again, whole")
     model.requires_grad_(requires_grad=False)
     return LoadedBase(model=model.eval().to(device), tokenizer=tokenizer, name=name or path.resolve().name)

@@ -1,0 +1,131 @@
+"""POST /v1/chat/completions: the template, roles, log-probabilities, streamed deltas."""
+
+import pytest
+
+from tests.api.server import ok
+from tests.api.tiny_model import BASE_NAME, EOS_ID
+
+PATH = "/v1/chat/completions"
+TALK = [
+    {"role": "system", "content": "the cat is in the house"},
+    {"role": "user", "content": "where is the cat"},
+    {"role": "assistant", "content": "on the mat"},
+    {"role": "user", "content": "and then"},
+]
+
+
+def contents(answer):
+    return [choice["message"]["content"] for choice in answer["choices"]]
+
+
+def test_an_answer_has_the_shape_of_openai_s(server):
+    answer = server.chat(max_tokens=5)
+    assert answer.keys() == {"id", "object", "created", "model", "system_fingerprint", "choices", "onebasis", "usage"}
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["object"] == "chat.completion"
+    (choice,) = answer["choices"]
+    assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
+    assert choice["message"].keys() == {"role", "content"}
+    assert (choice["message"]["role"], choice["finish_reason"]) == ("assistant", "length")
+
+
+@pytest.mark.parametrize("messages", [TALK, TALK[1:2], TALK[1:]])
+def test_the_prompt_is_the_model_s_own_template(server, tiny, messages):
+    ids = tiny.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    answer = server.chat(messages=messages)
+    assert answer["usage"]["prompt_tokens"] == len(ids)
+    assert contents(answer) == [server.text(BASE_NAME, prompt=ids)]
+
+
+def test_text_parts_are_joined(server):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "the c"}, {"type": "text", "text": "at"}]}]
+    whole = [{"role": "user", "content": "the cat"}]
+    assert contents(server.chat(messages=parts)) == contents(server.chat(messages=whole))
+
+
+def test_an_answer_can_be_sent_back_as_sdks_dump_it(server):
+    """OpenAI's SDK dumps a message with its unused fields as null."""
+    dumped = {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None, "function_call": None}
+    answer = server.chat(messages=[TALK[1], dumped, TALK[3]])
+    assert answer["usage"] == server.chat(messages=[TALK[1], {"role": "assistant", "content": "a"}, TALK[3]])["usage"]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_both_names_of_the_output_limit(server, name):
+    body = {"model": BASE_NAME, "messages": TALK[1:2], "ignore_eos": True, name: 3}
+    assert ok(server.client.post(PATH, json=body))["usage"]["completion_tokens"] == 3
+
+
+def test_equal_limits_under_both_names_are_no_contradiction(server):
+    assert server.chat(max_tokens=3, max_completion_tokens=3)["usage"]["completion_tokens"] == 3
+
+
+def test_without_a_limit_the_answer_may_fill_the_context(start_server):
+    server = start_server(max_model_len=64)
+    usage = server.chat(max_tokens=None)["usage"]
+    assert usage["total_tokens"] == 64
+    assert usage["completion_tokens"] == 64 - usage["prompt_tokens"]
+
+
+def test_logprobs_entries_name_token_bytes_and_alternatives(server):
+    (choice,) = server.chat(logprobs=True, top_logprobs=4, max_tokens=6)["choices"]
+    entries = choice["logprobs"]["content"]
+    assert len(entries) == 6
+    for entry in entries:
+        assert entry.keys() == {"token", "logprob", "bytes", "top_logprobs"}
+        assert entry["bytes"] == list(entry["token"].encode())
+        top = entry["top_logprobs"]
+        assert [t.keys() for t in top] == [{"token", "logprob", "bytes"}] * 4
+        assert top == sorted(top, key=lambda t: -t["logprob"])
+        assert (top[0]["token"], top[0]["logprob"]) == (entry["token"], entry["logprob"]), "greedy takes the best"
+
+
+@pytest.mark.parametrize("body", [{"logprobs": True}, {"logprobs": True, "top_logprobs": 0}])
+def test_logprobs_without_alternatives(server, body):
+    (choice,) = server.chat(**body)["choices"]
+    assert [entry["top_logprobs"] for entry in choice["logprobs"]["content"]] == [[]] * 8
+
+
+def test_no_logprobs_unless_asked_for(server):
+    assert server.chat()["choices"][0]["logprobs"] is None
+    assert server.chat(logprobs=False)["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": TALK, "max_tokens": 30},
+        {"messages": TALK, "model": "alpha", "n": 3, "temperature": 1.0, "seed": 2, "max_tokens": 12},
+        {"messages": TALK, "max_tokens": 4, "logit_bias": {str(EOS_ID): 100}, "ignore_eos": False},
+    ],
+    ids=["one", "n", "end of sequence"],
+)
+def test_deltas_joined_are_the_whole_answer(server, body):
+    whole = server.chat(**body)
+    text, finish = {}, {}
+    for event in server.stream(PATH, **body):
+        assert event["object"] == "chat.completion.chunk"
+        (choice,) = event["choices"]
+        if choice["index"] not in text:
+            assert choice["delta"] == {"role": "assistant", "content": ""}, "the role comes first"
+            assert choice["finish_reason"] is None
+        else:
+            assert choice["delta"].keys() == {"content"}
+        assert choice["index"] not in finish
+        text[choice["index"]] = text.get(choice["index"], "") + choice["delta"]["content"]
+        if choice["finish_reason"] is not None:
+            finish[choice["index"]] = choice["finish_reason"]
+    assert [text[i] for i in sorted(text)] == contents(whole)
+    assert [finish[i] for i in sorted(finish)] == [choice["finish_reason"] for choice in whole["choices"]]
+
+
+def test_streamed_logprobs_and_usage(server):
+    body = {"logprobs": True, "top_logprobs": 2, "max_tokens": 5}
+    (whole,) = server.chat(**body)["choices"]
+    *chunks, last = server.stream(
+        PATH, messages=[{"role": "user", "content": "the cat"}], stream_options={"include_usage": True}, **body
+    )
+    entries = [e for chunk in chunks for c in chunk["choices"] if c["logprobs"] for e in c["logprobs"]["content"]]
+    assert [e["token"] for e in entries] == [e["token"] for e in whole["logprobs"]["content"]]
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == 5

@@ -1,0 +1,227 @@
+"""Bodies and headers that lie, never end or stall. The server answers in time, with a 4xx, and keeps its memory."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+from pydantic import ValidationError
+
+from onebasis.api.schemas import ChatBody, CompletionBody
+from onebasis.core.errors import ServeError
+from tests.api.server import RunningServer, ok, refused, wait_until
+from tests.api.test_errors import CODES
+from tests.api.tiny_model import BASE_NAME
+
+GIB = 1024**3
+CAP = 1024 * 1024
+ROUTES = [("PUT", "/v1/tasks/huge"), ("POST", "/v1/completions"), ("POST", "/v1/chat/completions")]
+
+
+def read_answer(connection: socket.socket) -> tuple[int, bytes]:
+    """(status, everything that came until the server closed or fell silent)."""
+    data = b""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        while piece := connection.recv(65536):
+            data += piece
+    return (int(data.split(b" ", 2)[1]) if data.startswith(b"HTTP/1.1 ") else 0), data
+
+
+def head(method: str, path: str, *fields: str) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Content-Type: application/json", *fields]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_10_gib_announced_are_refused_before_they_are_sent(server, method, path):
+    with server.raw() as connection:
+        started_s = time.monotonic()
+        connection.sendall(head(method, path, f"Content-Length: {10 * GIB}", "Expect: 100-continue"))
+        status, data = read_answer(connection)
+        assert time.monotonic() - started_s < 2, "it waited for the body"
+    assert status == 413, data
+    assert b'"code":"body_too_large"' in data
+    assert b"100 Continue" not in data
+    assert b"connection: close" in data.lower()
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_a_chunked_body_without_end_is_refused_at_the_cap(server, method, path):
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    process = psutil.Process()
+    before = process.memory_info().rss
+    n_sent = 0
+    with server.raw() as connection:
+        connection.sendall(head(method, path, "Transfer-Encoding: chunked"))
+        with contextlib.suppress(ConnectionError):
+            while n_sent < 64 * CAP:
+                connection.sendall(chunk)
+                n_sent += 65536
+        status, data = read_answer(connection)
+    assert n_sent < 64 * CAP, "the server went on reading"
+    assert process.memory_info().rss - before < 16 * CAP
+    assert status in (413, 0), data  # 0: the reset overtook the answer
+    server.wait_until_idle()
+
+
+def test_a_chunked_body_just_over_the_cap_is_told_so(server):
+    with server.raw() as connection:
+        connection.sendall(head("PUT", "/v1/tasks/huge", "Transfer-Encoding: chunked"))
+        connection.sendall(b"%x\r\n" % (CAP + 1) + b" " * (CAP + 1) + b"\r\n")
+        status, data = read_answer(connection)
+    assert (status, b'"code":"body_too_large"' in data) == (413, True)
+
+
+LIES = {
+    "less than announced": (["Content-Length: 5000"], b"short"),
+    "more than announced": (["Content-Length: 4"], b"PK\x03\x04" * 500),
+    "two lengths": (["Content-Length: 4", "Content-Length: 5"], b"abcde"),
+    "length and chunks": (["Content-Length: 4", "Transfer-Encoding: chunked"], b"0\r\n\r\n"),
+    "a length below 0": (["Content-Length: -1"], b""),
+    "a length in words": (["Content-Length: many"], b""),
+    "a length in other digits": (["Content-Length: \u0661"], b""),
+    "a length of 5000 digits": (["Content-Length: " + "9" * 5000], b""),
+    "a chunk size in words": (["Transfer-Encoding: chunked"], b"many\r\nabc\r\n0\r\n\r\n"),
+    "a chunk size of 2^64": (["Transfer-Encoding: chunked"], b"10000000000000000\r\nabc\r\n"),
+    "an unknown encoding": (["Transfer-Encoding: gzip, chunked"], b"0\r\n\r\n"),
+    "a header without end": (["X-Long: " + "a" * 200_000], b""),
+    "many headers": ([f"X-{i}: a" for i in range(5000)], b""),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_headers_that_lie_about_the_body(server, caplog, lie):
+    fields, body = LIES[lie]
+    before = server.text("alpha")
+    with server.raw() as connection:
+        connection.settimeout(3)
+        with contextlib.suppress(OSError):
+            connection.sendall("\r\n".join(["PUT /v1/tasks/liar HTTP/1.1", "Host: x", *fields, "", ""]).encode() + body)
+            connection.shutdown(socket.SHUT_WR)
+        status, data = read_answer(connection)
+    assert status == 0 or 400 <= status < 500, data
+    refused(server.client.get("/v1/tasks/liar"), 404, "task_not_found")
+    assert server.text("alpha") == before
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_garbage_on_the_port(server):
+    for garbage in (
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"\x00" * 10_000,
+        b"GET\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ):
+        with server.raw() as connection:
+            connection.settimeout(3)
+            with contextlib.suppress(OSError):
+                connection.sendall(garbage)
+                connection.shutdown(socket.SHUT_WR)
+            status, _ = read_answer(connection)
+            assert status == 0 or 400 <= status < 500
+    assert server.client.get("/health").status_code == 200
+
+
+def test_uploads_that_stall_block_nobody(server, tiny):
+    """More of them than the pool has threads."""
+    data = tiny.core_file(5)
+    stalled = [server.raw() for _ in range(60)]
+    try:
+        for i, connection in enumerate(stalled):
+            connection.sendall(head("PUT", f"/v1/tasks/slow-{i}", f"Content-Length: {len(data)}") + data[:100])
+        started_s = time.monotonic()
+        ok(server.put_task("quick", data))
+        assert server.complete(model="quick")["onebasis"]["task"] == "quick"
+        assert server.client.get("/health").status_code == 200
+        assert time.monotonic() - started_s < 5
+        refused(server.client.get("/v1/tasks/slow-0"), 404, "task_not_found")
+        stalled[0].sendall(data[100:])
+        stalled[0].settimeout(1)
+        assert read_answer(stalled[0])[0] == 201, "patience is rewarded"
+    finally:
+        for connection in stalled:
+            connection.close()
+    refused(server.client.get("/v1/tasks/slow-1"), 404, "task_not_found")
+
+
+def test_a_stream_that_nobody_reads_slows_nobody(server: RunningServer):
+    """The reader's window fills; its tokens wait in its own connection."""
+    alone = server.text(BASE_NAME, max_tokens=30)
+    body = f'{{"model": "{BASE_NAME}", "prompt": "a", "stream": true, "max_tokens": 1900, "ignore_eos": true}}'.encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            connection = stack.enter_context(server.raw())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(head("POST", "/v1/completions", f"Content-Length: {len(body)}") + body)
+        wait_until(lambda: server.parts.engine.snapshot().n_running == 3, "the streams did not start")
+        started_s = time.monotonic()
+        assert server.text(BASE_NAME, max_tokens=30) == alone
+        assert time.monotonic() - started_s < 5
+    server.wait_until_idle()
+
+
+def filled(item: object) -> list[object]:
+    """As many of them as fit a body."""
+    return [item] * ((CAP - 200) // (len(json.dumps(item, separators=(",", ":"))) + 1))
+
+
+NAMES = {f"{i:06}": 1 for i in range((CAP - 200) // 11)}
+USER = {"role": "user"}
+LARGEST = [
+    *({"prompt": filled(item)} for item in (1, -1, "", [], [-1], {}, 1.5)),
+    *({"messages": filled(item)} for item in (1, {}, USER, USER | {"content": ""})),
+    *({"messages": [USER | {"content": filled(item)}]} for item in (1, {}, {"type": "text", "text": "a"})),
+    {"messages": [USER | NAMES]},
+    {"prompt": "a" * (CAP - 200)},
+    {"prompt": "a", "model": "a" * (CAP - 200)},
+    {"prompt": "a", "logit_bias": NAMES},
+    {"prompt": "a", "stop": filled("a")},
+    {"prompt": "a", "stop_token_ids": filled(-1)},
+    {"prompt": "a", "stream": True, "stream_options": NAMES},
+    {"prompt": "a"} | NAMES,
+]
+
+
+def test_the_largest_bodies_of_every_kind_are_answered_in_time(server):
+    """Meanwhile the server stays alive."""
+    bodies = [json.dumps({"model": BASE_NAME} | part, separators=(",", ":")).encode() for part in LARGEST]
+    bodies.append(b'{"prompt": ' + b"[" * (CAP - 200))
+    assert all(0.9 * CAP < len(body) <= CAP for body in bodies)
+    waits_s = [0.0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            started_s = time.monotonic()
+            assert server.client.get("/health/live").status_code == 200
+            waits_s.append(time.monotonic() - started_s)
+
+    with ThreadPoolExecutor(1) as pool:
+        watcher = pool.submit(watch)
+        try:
+            for body in bodies:
+                path = "/v1/chat/completions" if b'"messages"' in body else "/v1/completions"
+                response = server.client.post(path, content=body, headers={"Content-Type": "application/json"})
+                error = response.json()["error"]
+                refused(response, CODES[error["code"]], error["code"], error["param"])
+                assert error["code"] == "model_not_found" or len(error["message"]) < 1000, "all of it is sent back"
+        finally:
+            done.set()
+        watcher.result()
+    assert max(waits_s) < 5.0
+
+
+def test_a_million_mistakes_make_few_complaints():
+    """Each costs time and memory on the event loop, and only the first is told."""
+    for part in LARGEST:
+        schema = ChatBody if "messages" in part else CompletionBody
+        try:
+            schema.model_validate({"model": BASE_NAME} | part)
+        except ValidationError as error:
+            assert error.error_count() <= 8, str(part)[:80]
+        except ServeError:
+            pass

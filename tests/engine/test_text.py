@@ -1,0 +1,158 @@
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onebasis.engine.text import TextStream
+
+SPECIAL = 0
+
+
+class BytesTokenizer:
+    """Byte-level like GPT-2's: a token is any piece of bytes, so characters may be split. Token 0 is special."""
+
+    def __init__(self, pieces):
+        self._pieces = [b"<end>", *pieces]
+
+    def decode(self, token_ids, *, skip_special_tokens):
+        kept = [self._pieces[t] for t in token_ids if t != SPECIAL or not skip_special_tokens]
+        return b"".join(kept).decode(errors="replace")
+
+
+class SpacesTokenizer(BytesTokenizer):
+    """Like Llama's: the space before the first word is dropped."""
+
+    def decode(self, token_ids, *, skip_special_tokens):
+        return super().decode(token_ids, skip_special_tokens=skip_special_tokens).removeprefix(" ")
+
+
+def stream(pieces, stop=(), tokenizer=BytesTokenizer):
+    """(joined text, whether a stop string ended it, text after each token) of an answer of these pieces."""
+    text = TextStream(tokenizer(pieces), stop)
+    emitted = ""
+    after = []
+    for token_id in range(1, len(pieces) + 1):
+        delta = text.push(token_id)
+        emitted += delta.text
+        after.append(emitted)
+        if delta.stopped:
+            return emitted, True, after
+    delta = text.finish()
+    return emitted + delta.text, delta.stopped, after
+
+
+def test_text_comes_at_once_when_nothing_can_stop_it():
+    _, _, after = stream([b"Hello", b" wor", b"ld"])
+    assert after == ["Hello", "Hello wor", "Hello world"]
+
+
+def test_a_character_waits_for_its_last_byte():
+    pieces = [b"a", "é".encode()[:1], "é".encode()[1:] + b"b", *[bytes([byte]) for byte in "🙂".encode()], b"c"]
+    joined, _, after = stream(pieces)
+    assert after == ["a", "a", "aéb", "aéb", "aéb", "aéb", "aéb🙂", "aéb🙂c"]
+    assert joined == "aéb🙂c"
+
+
+def test_bytes_that_never_become_a_character_come_at_the_end():
+    joined, _, after = stream([b"a", "🙂".encode()[:3]])
+    assert after == ["a", "a"]
+    assert joined == "a\ufffd"
+
+
+def test_bytes_that_are_no_character_do_not_hold_back_what_follows():
+    assert stream([b"a", b"\xff", b"b"])[2] == ["a", "a", "a\ufffdb"]
+
+
+def test_special_tokens_have_no_text():
+    text = TextStream(SpacesTokenizer([b"Hello", b" world"]))
+    assert [text.push(token_id).text for token_id in (1, SPECIAL, 2, SPECIAL)] == ["Hello", "", " world", ""]
+    assert text.finish().text == ""
+
+
+def test_spaces_between_words_survive_a_tokenizer_that_drops_the_first():
+    joined, _, after = stream([b" Hello", b" big", b" world"], tokenizer=SpacesTokenizer)
+    assert after == ["Hello", "Hello big", "Hello big world"]
+    assert joined == "Hello big world"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "text"),
+    [
+        ([b"one", b"\n\n", b"two"], ["\n\n"], "one"),
+        ([b"one\n", b"\ntwo"], ["\n\n"], "one"),
+        ([b"x", b"S", b"T", b"O", b"P", b"y"], ["STOP"], "x"),
+        ([b"STOP"], ["STOP"], ""),
+        ([b"ab", b"cd", b"ef"], ["zzz", "de", "f"], "abc"),
+        ([b"a then b"], ["b", "then"], "a "),
+        ([b"caf", "é".encode()[:1], "é".encode()[1:], b" au lait"], ["é"], "caf"),
+        ([b"aab"], ["ab"], "a"),
+    ],
+)
+def test_an_answer_ends_before_its_stop_string(pieces, stop, text):
+    joined, stopped, _ = stream(pieces, stop)
+    assert (joined, stopped) == (text, True)
+
+
+def test_the_beginning_of_a_stop_string_is_held_back_and_then_given_out():
+    joined, stopped, after = stream([b"ab", b"ST", b"O", b"x", b"ST"], ["STOP"])
+    assert (joined, stopped) == ("abSTOxST", False)
+    assert not any("S" in text for text in after[:3])
+
+
+def test_a_stop_string_can_come_with_the_very_last_bytes():
+    text = TextStream(BytesTokenizer([b"a\xff"]), ["\ufffd"])
+    assert text.push(1).text == ""
+    assert text.finish() == type(text.finish())("a", stopped=True)
+
+
+cut_points = st.lists(st.integers(0, 200), max_size=30)
+texts = st.text(alphabet=st.sampled_from("ab \nS\té漢🙂\ufffd"), max_size=40)
+
+
+def cut(data, points):
+    """data in pieces, cut at these places; empty pieces stay."""
+    places = sorted({0, len(data), *[min(point, len(data)) for point in points]})
+    return [data[a:b] for a, b in pairwise(places)] if data else [b""]
+
+
+@given(texts, cut_points)
+def test_joined_pieces_are_the_whole_text(text, points):
+    joined, stopped, _ = stream(cut(text.encode(), points))
+    assert (joined, stopped) == (text, False)
+
+
+@given(st.binary(max_size=40), cut_points)
+def test_joined_pieces_are_the_whole_text_for_any_bytes(data, points):
+    joined, _, after = stream(cut(data, points))
+    assert joined == data.decode(errors="replace")
+    assert all(joined.startswith(text) for text in after), "what was given out is never taken back"
+
+
+@given(texts, cut_points, st.lists(st.text(alphabet="ab \nS漢🙂", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_stop_strings_cut_wherever_the_tokens_are_split(text, points, stop):
+    joined, stopped, after = stream(cut(text.encode(), points), stop)
+    assert stopped == any(word in text for word in stop)
+    assert text.startswith(joined)
+    assert not any(word in joined for word in stop)
+    if stopped:
+        assert any(text.startswith(word, len(joined)) for word in stop)
+    else:
+        assert joined == text
+    assert all(joined.startswith(given_out) for given_out in after)
+
+
+@given(texts, cut_points, st.text(alphabet="abS", min_size=1, max_size=3))
+def test_one_stop_string_cuts_at_its_first_place(text, points, word):
+    joined, _, _ = stream(cut(text.encode(), points), [word])
+    assert joined == text.partition(word)[0]
+
+
+@given(st.text(alphabet="ab \nS", min_size=1, max_size=40), cut_points, st.text(alphabet="xy", min_size=1, max_size=5))
+def test_no_more_is_held_back_than_could_begin_a_stop_string(text, points, word):
+    pieces = cut(text.encode(), points)
+    _, _, after = stream(pieces, [word])
+    n_known = 0
+    for piece, given_out in zip(pieces, after, strict=True):
+        n_known += len(piece)
+        assert len(given_out) >= n_known - (len(word) - 1)

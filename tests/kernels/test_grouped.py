@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from onebasis.kernels.grouped import TaskRun, TokenTasks, add_group_update_
+from onebasis.kernels.reference import apply_cores_ref
+
+D_IN, D_OUTS, K_IN, K_OUT = 12, (20, 7, 9), 5, 3
+ZERO_ROW = 4
+
+
+def make_group(dtype):
+    torch.manual_seed(0)
+    v = [torch.randn(K_IN, D_IN).to(dtype) for _ in D_OUTS]
+    u = [torch.randn(K_OUT, d_out).to(dtype) for d_out in D_OUTS]
+    cores = torch.randn(ZERO_ROW + 1, len(D_OUTS), K_OUT, K_IN)
+    cores[ZERO_ROW] = 0
+    return v, u, cores
+
+
+def reference(x, y, v, u, cores, rows):
+    """Site by site through the definition."""
+    parts = [
+        apply_cores_ref(x, v[i], u[i], cores[:, i], torch.tensor(rows, dtype=torch.int32)) for i in range(len(D_OUTS))
+    ]
+    return y.float() + torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float32, 1e-4, 1e-4), (torch.bfloat16, 3e-2, 0.6)])
+@pytest.mark.parametrize(
+    ("n_single", "runs"),
+    [
+        (5, [(5, 9, 1), (9, 12, ZERO_ROW), (12, 13, 2)]),
+        (6, []),
+        (0, [(0, 4, 3), (4, 11, 0)]),
+        (1, [(1, 3, 3)]),
+    ],
+)
+def test_a_group_matches_the_reference_site_by_site(dtype, rtol, atol, n_single, runs):
+    v, u, cores = make_group(dtype)
+    single = [2, ZERO_ROW, 0, 0, 3, 1][:n_single]
+    rows = single + [row for start, end, row in runs for _ in range(end - start)]
+    x = torch.randn(len(rows), D_IN).to(dtype)
+    y = torch.randn(len(rows), sum(D_OUTS)).to(dtype)
+    before = y.clone()
+    tasks = TokenTasks(torch.tensor(single, dtype=torch.int64), tuple(TaskRun(*run) for run in runs))
+    blocks = torch.block_diag(*[part.float() for part in u]).to(dtype)
+    add_group_update_(y, x, torch.cat(v), blocks, cores, tasks)
+    torch.testing.assert_close(y.float(), reference(x, before, v, u, cores, rows), rtol=rtol, atol=atol)
+    for t, row in enumerate(rows):
+        if row == ZERO_ROW:
+            assert torch.equal(y[t], before[t]), "a base token must be left exactly as it was"
+
+
+def test_cores_may_be_a_part_of_a_larger_table():
+    v, u, cores = make_group(torch.float32)
+    n_numbers = cores[0].numel()
+    table = torch.randn(ZERO_ROW + 1, n_numbers + 11)
+    table[:, 4 : 4 + n_numbers] = cores.flatten(1)
+    part = table[:, 4 : 4 + n_numbers].view(cores.shape)
+    x = torch.randn(3, D_IN)
+    tasks = TokenTasks(torch.tensor([1]), (TaskRun(1, 3, 2),))
+    results = []
+    for given in (cores, part):
+        y = torch.zeros(3, sum(D_OUTS))
+        add_group_update_(y, x, torch.cat(v), torch.block_diag(*u), given, tasks)
+        results.append(y)
+    assert torch.equal(*results)
