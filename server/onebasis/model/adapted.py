@@ -125,6 +125,8 @@ def adapt_model(model: PreTrainedModel, basis: Basis | None, cores: Mapping[str,
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):
         model.set_output_embeddings(frozen_linear(head.weight, head.bias))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # so that nothing holds the checkpoint's mapping any more
 
 
 def merged_weight(weight: Tensor, factors: SiteFactors, core: Tensor) -> Tensor:
