@@ -1,5 +1,6 @@
 """The `onebasis` command: serve, build a basis, fit a task, run the demo."""
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -98,6 +99,8 @@ def serve(
     config = ServeConfig.model_validate(locals())
     configure_logging(config.log_level, json=config.log_json)
     server = build_server(config)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: the collector need not walk it again while requests run
     try:
         uvicorn.run(
             server.app,

@@ -83,7 +83,7 @@ def build_server(config: ServeConfig) -> Server:
         engine=engine,
         registry=registry,
         basis=None if basis is None else basis.spec,
-        text=ModelText(base.tokenizer, base.eos_token_ids),
+        text=ModelText(base.tokenizer, base.eos_token_ids, max_tokens=limits.max_model_len),
         metrics=metrics,
         base_name=base.name,
         started_at=int(time.time()),

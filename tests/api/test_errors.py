@@ -53,7 +53,6 @@ CODES = {
     "wrong_basis": 400,
     "wrong_base": 400,
     "queue_full": 429,
-    "not_ready": 503,
     "engine_stopped": 503,
     "store_unavailable": 503,
     "setup": None,

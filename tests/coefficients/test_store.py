@@ -253,3 +253,9 @@ def test_a_database_that_fails_later_is_told_without_the_uploaded_bytes(store, t
     for work in (lambda: put(store, "b", TWO), lambda: store.delete("a", ANY, 1), store.current, store.n_versions):
         with pytest.raises(StoreUnavailable, match=r"does not answer \(no such table: task_versions\)"):
             work()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(url):
+    with pytest.raises(InvalidStore, match="in memory"):
+        TaskStore(url)

@@ -89,6 +89,8 @@ class TaskStore:
         try:
             self._engine = create_engine(url)
             if self._engine.dialect.name == "sqlite":
+                if self._engine.url.database in (None, "", ":memory:"):
+                    raise InvalidStore(url, "in memory, each thread would have a registry of its own")
                 _configure_sqlite(self._engine)
             self._writer = self._engine.execution_options(sqlite_begin="IMMEDIATE")
             with self._writer.begin() as connection:

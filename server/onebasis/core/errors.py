@@ -56,9 +56,12 @@ class ContextLengthExceeded(RequestError):
 
     code = "context_length_exceeded"
 
-    def __init__(self, *, n_prompt: int, max_tokens: int, limit: int, param: str = "prompt") -> None:
+    def __init__(
+        self, *, n_prompt: int, max_tokens: int, limit: int, param: str = "prompt", at_least: bool = False
+    ) -> None:
+        qualifier = "at least " if at_least else ""
         super().__init__(
-            f"This model's maximum context length is {limit} tokens. However, you requested "
+            f"This model's maximum context length is {limit} tokens. However, you requested {qualifier}"
             f"{n_prompt + max_tokens} tokens ({n_prompt} in the prompt, {max_tokens} for the completion). "
             f"Please reduce the length of the prompt or completion."
         )
@@ -327,13 +330,7 @@ class QueueFull(CapacityError):
     code = "queue_full"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} requests are waiting, the most this server queues; retry later")
-
-
-class NotReady(CapacityError):
-    """Still loading, or draining before it stops."""
-
-    code = "not_ready"
+        super().__init__(f"{limit} requests run or wait, the most this server takes; retry later")
 
 
 class EngineStopped(CapacityError):

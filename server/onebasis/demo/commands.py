@@ -31,6 +31,7 @@ demo_app = typer.Typer(no_args_is_help=True, help="The embedded model and the ta
 CacheOption = Annotated[
     Path, typer.Option(help="Folder for the converted model.", envvar="ONEBASIS_CACHE", show_default=False)
 ]
+_TABLE_WIDTH = 132  # at least: a table with its answers cut off shows nothing
 _DEFAULT_CACHE = platformdirs.user_cache_path("onebasis")
 
 
@@ -42,6 +43,7 @@ def run(
 ) -> None:
     """Start a server on the embedded model, ask all demo tasks at once, print the answers, go on serving."""
     console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
     console.print(f"preparing {MODEL_NAME} in {cache} ...", markup=False)
     model = ensure_model(cache)
     pack = DemoPack.shipped()

@@ -5,18 +5,30 @@ from collections.abc import Sequence
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from onebasis.core.errors import InvalidParameter
+from onebasis.core.errors import ContextLengthExceeded, InvalidParameter
 
 
 class ModelText:
-    """A model's tokenizer and chat template."""
+    """A model's tokenizer and chat template.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:
+    Args:
+        max_tokens: of any prompt. Text that can't possibly fit is refused before it is tokenized, which takes
+            hundreds of bytes of memory for each of its own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int], *, max_tokens: int) -> None:
         self._tokenizer = tokenizer
         self.eos_token_ids = eos_token_ids
+        self._max_tokens = max_tokens
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of plain text, with the special tokens that the model expects at the start."""
+        """Tokens of plain text, with the special tokens that the model expects at the start.
+
+        Raises:
+            ContextLengthExceeded: however it is tokenized, it is longer than any prompt may be.
+        """
+        self._check_length(len(text), "prompt")
         return tuple(self._tokenizer(text)["input_ids"])
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
@@ -24,7 +36,9 @@ class ModelText:
 
         Raises:
             InvalidParameter: the model has no template, or its template refuses these messages.
+            ContextLengthExceeded: as `encode`.
         """
+        self._check_length(sum(len(message["content"]) for message in messages), "messages")
         if self._tokenizer.chat_template is None:
             raise InvalidParameter("messages", "this model has no chat template; use /v1/completions")
         try:
@@ -39,3 +53,10 @@ class ModelText:
         """Text of tokens."""
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def _check_length(self, n_characters: int, param: str) -> None:
+        n_least = -(-n_characters // self._longest_token)
+        if n_least > self._max_tokens:
+            raise ContextLengthExceeded(
+                n_prompt=n_least, max_tokens=1, limit=self._max_tokens, param=param, at_least=True
+            )
