@@ -4,7 +4,7 @@ import pytest
 
 from tests.api.server import refused
 
-N_CHARACTERS = 8_000_000
+N_CHARACTERS = 900_000
 
 
 @pytest.mark.parametrize(
