@@ -21,7 +21,7 @@ from onebasis.demo.server_process import ServerProcess
 PORT = 8311
 PRESET = (
     *("--tasks", "all", "--scenario", "bare", "--scenario", "1", "--scenario", "12"),
-    *("--concurrency", "1,8,32", "--requests", "32", "--rounds", "2", "--warmup", "4"),
+    *("--concurrency", "1,8,32", "--rounds", "2", "--warmup", "2"),
     *("--prompt-tokens", "64", "--output-tokens", "32"),
 )
 

@@ -70,7 +70,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 def _add_load(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("load").add_argument
     add("--concurrency", type=_list_of(int), default=(), metavar="C,..", help="closed loop, a run for each level")
-    add("--requests", type=_positive(int), default=64, metavar="N", help="of each level [%(default)s]")
+    add("--requests", type=_positive(int), metavar="N", help="of each level [twice its clients, at least 8]")
     add("--rate", type=_list_of(float), default=(), metavar="R,..", help="open loop, Poisson arrivals a second")
     add("--duration", type=_positive(float), default=30.0, metavar="S", help="of each rate, s [%(default)s]")
     add("--rounds", type=_positive(int), default=1, metavar="K", help="repeat everything [%(default)s]")
@@ -88,9 +88,9 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
 
 
 def _loads(asked: argparse.Namespace) -> tuple[Load, ...]:
-    closed = [Closed(concurrency, asked.requests) for concurrency in asked.concurrency]
+    closed = [Closed(clients, asked.requests or max(8, 2 * clients)) for clients in asked.concurrency]
     opened = [Open(rate, asked.duration) for rate in asked.rate]
-    return (*closed, *opened) or (Closed(1, asked.requests),)
+    return (*closed, *opened) or (Closed(1, asked.requests or 8),)
 
 
 def _scenarios(asked: argparse.Namespace) -> tuple[int, ...] | None:
