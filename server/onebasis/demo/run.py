@@ -16,7 +16,7 @@ from onebasis.demo.embedded_model import MODEL_NAME
 from onebasis.demo.tasks import DEMO_TASKS
 
 _MAX_TOKENS = 24
-_N_SHOWN = 34
+_N_SHOWN = 30
 _LEAST_SHARE_RIGHT = 0.7
 
 
@@ -73,9 +73,11 @@ async def _ask_both(client: httpx.AsyncClient, task: str) -> DemoRow:
 
 def _table(rows: list[DemoRow]) -> Table:
     table = Table(title="the same base model, bare and with each task's coefficients")
-    for heading in ("task", "prompt", "bare answer", "task answer", ""):
+    table.add_column("task", min_width=max(len(row.task) for row in rows))
+    for heading in ("prompt", "bare answer", "task answer"):
         table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=_N_SHOWN)
-    table.add_column("ms", justify="right")
+    table.add_column("", min_width=len("wrong"))
+    table.add_column("ms", min_width=5, justify="right")
     for row in rows:
         table.add_row(
             row.task,
