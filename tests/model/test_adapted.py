@@ -7,6 +7,7 @@ from torch import nn
 from onebasis.coefficients.arena import Arena
 from onebasis.core.errors import InvalidBasis
 from onebasis.kernels.grouped import TaskRun, TokenTasks
+from onebasis.kernels.select import CoreProduct
 from onebasis.model.adapted import GroupMember, LinearGroup, StepTasks, adapt_model, merged_weight
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.sites import linear_sites
@@ -34,7 +35,7 @@ def adapted_model(tmp_path, **config):
 
 def test_every_token_goes_through_its_own_merged_weight(tmp_path):
     plain, model, basis, arena, step = adapted_model(tmp_path)
-    step.tasks = TASKS
+    step.product = CoreProduct(TASKS, base_row=BASE_ROW)
     for own in SITES:
         name = f"model.layers.1.{own}"
         x = torch.randn(1, len(ROWS), plain[name].in_features)
@@ -48,7 +49,7 @@ def test_every_token_goes_through_its_own_merged_weight(tmp_path):
 
 def test_layers_of_one_input_are_computed_once_and_in_any_order(tmp_path, monkeypatch):
     plain, model, _, _, step = adapted_model(tmp_path)
-    step.tasks = None
+    step.product = None
     computed = []
     compute = LinearGroup._compute
     monkeypatch.setattr(LinearGroup, "_compute", lambda self, x: computed.append(x) or compute(self, x))
@@ -64,7 +65,7 @@ def test_layers_of_one_input_are_computed_once_and_in_any_order(tmp_path, monkey
 
 def test_another_input_is_never_answered_from_the_last_one(tmp_path):
     plain, model, _, _, step = adapted_model(tmp_path)
-    step.tasks = None
+    step.product = None
     name = "model.layers.0.self_attn.q_proj"
     for _ in range(3):
         x = torch.randn(1, 4, plain[name].in_features)
@@ -81,7 +82,7 @@ def test_a_group_with_sites_outside_of_the_basis_adapts_the_others(tmp_path):
     arena.acquire(random_task(full.spec, 1).resolved.coefficients)
     step = StepTasks(arena.base_row)
     adapt_model(base.model, basis, arena.site_cores, step)
-    step.tasks = TokenTasks(torch.tensor([0, 0]), ())
+    step.product = CoreProduct(TokenTasks(torch.tensor([0, 0]), ()), base_row=1)
     x = torch.randn(1, 2, plain[absent].in_features)
     for name in (absent, "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"):
         weight = plain[name].weight

@@ -1,9 +1,8 @@
-"""The apply step for a group of sites that read the same input, added onto what the base weights gave."""
+"""The core product for a group of sites that read the same input, in plain torch."""
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -28,28 +27,27 @@ class TokenTasks:
     runs: tuple[TaskRun, ...]
 
 
-def add_group_update_(y: Tensor, x: Tensor, v: Tensor, u: Tensor, cores: Tensor, tasks: TokenTasks) -> None:
-    """y += U^T S_t V x for g sites at once, under each token's own task.
+def mix_cores(z: Tensor, cores: Tensor, tasks: TokenTasks) -> Tensor:
+    """Each token's z under the core of its own task, at the g sites of a group.
 
     Args:
-        y: [n_tokens, sum of d_out], changed in place. x: [n_tokens, d_in], same dtype.
-        v: [g * k_in, d_in], the sites' input factors one below the other.
-        u: [g * k_out, sum of d_out], block-diagonal: each site's output factor in its own columns of y.
-        cores: [n_rows, g, k_out, k_in] float32.
-        tasks: rows of `cores`; a row of zeros leaves a token as it was.
+        z: [n_tokens, g * k_in], any float dtype: V x of the sites side by side.
+        cores: [n_rows, g, k_out, k_in] float32, the last row zeros.
+        tasks: rows of `cores`.
 
-    The core product runs in float32, the others in the dtype of x with its GEMM's accumulation.
+    Returns:
+        [n_tokens, g * k_out] in the dtype of z; the products run in float32.
     """
     _, n_sites, k_out, k_in = cores.shape
-    z = F.linear(x, v).float()
+    wide = z.float()
     n_single = tasks.single_rows.shape[0]
     parts: list[Tensor] = []
     if n_single:
         gathered = cores.index_select(0, tasks.single_rows).view(n_single * n_sites, k_out, k_in)
-        mixed = torch.bmm(gathered, z[:n_single].view(n_single * n_sites, k_in, 1))
+        mixed = torch.bmm(gathered, wide[:n_single].view(n_single * n_sites, k_in, 1))
         parts.append(mixed.view(n_single, n_sites * k_out))
     for run in tasks.runs:
-        per_site = z[run.start : run.end].view(-1, n_sites, k_in).transpose(0, 1)
+        per_site = wide[run.start : run.end].view(-1, n_sites, k_in).transpose(0, 1)
         mixed = torch.bmm(per_site, cores[run.row].transpose(1, 2))
         parts.append(mixed.transpose(0, 1).reshape(-1, n_sites * k_out))
-    y.addmm_((parts[0] if len(parts) == 1 else torch.cat(parts)).to(y.dtype), u)
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(z.dtype)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from onebasis.core.ids import BASE_SLOT
-from onebasis.kernels.grouped import TaskRun, TokenTasks, add_group_update_
+from onebasis.kernels.grouped import TaskRun, TokenTasks
 from onebasis.kernels.packed_linear import frozen_linear
+from onebasis.kernels.select import CoreProduct, add_group_update_
 from onebasis.model.batch import ForwardBatch
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.sites import linear_sites, site_layer
@@ -30,17 +31,18 @@ class StepTasks:
 
     def __init__(self, base_row: int = 0) -> None:
         self._base_row = base_row
-        self.tasks: TokenTasks | None = None
+        self.product: CoreProduct | None = None
 
     def begin(self, batch: ForwardBatch) -> None:
-        """Take a step's tasks from its batch; `tasks` is None when no token has one."""
+        """Take a step's tasks from its batch; `product` is None when no token has one."""
         if batch.token_slots is None:
-            self.tasks = None
+            self.product = None
             return
         n_single = 0 if batch.decodes is None else batch.decodes.n_seqs
         slots = batch.token_slots[:n_single]
         rows = torch.where(slots == BASE_SLOT, self._base_row, slots).long()
-        self.tasks = TokenTasks(rows, tuple(TaskRun(c.start, c.end, self._row(c.slot)) for c in batch.chunks))
+        runs = tuple(TaskRun(c.start, c.end, self._row(c.slot)) for c in batch.chunks)
+        self.product = CoreProduct(TokenTasks(rows, runs), base_row=self._base_row)
 
     def _row(self, slot: int) -> int:
         return self._base_row if slot == BASE_SLOT else slot
@@ -86,10 +88,10 @@ class LinearGroup:
 
     def _compute(self, x: Tensor) -> Tensor:
         y: Tensor = self._base(x)
-        if self._step.tasks is not None:
+        if self._step.product is not None:
             flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
             for update in self._updates:
-                add_group_update_(flat_y, flat_x, update.v, update.u, update.cores, self._step.tasks)
+                add_group_update_(flat_y, flat_x, update.v, update.u, update.cores, self._step.product)
         return y
 
 

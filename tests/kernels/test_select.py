@@ -1,8 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from onebasis.kernels.grouped import TaskRun, TokenTasks, add_group_update_
+from onebasis.kernels import triton_batched
+from onebasis.kernels.grouped import TaskRun, TokenTasks
 from onebasis.kernels.reference import apply_cores_ref
+from onebasis.kernels.select import CoreProduct, add_group_update_
 
 D_IN, D_OUTS, K_IN, K_OUT = 12, (20, 7, 9), 5, 3
 ZERO_ROW = 4
@@ -44,7 +48,7 @@ def test_a_group_matches_the_reference_site_by_site(dtype, rtol, atol, n_single,
     before = y.clone()
     tasks = TokenTasks(torch.tensor(single, dtype=torch.int64), tuple(TaskRun(*run) for run in runs))
     blocks = torch.block_diag(*[part.float() for part in u]).to(dtype)
-    add_group_update_(y, x, torch.cat(v), blocks, cores, tasks)
+    add_group_update_(y, x, torch.cat(v), blocks, cores, CoreProduct(tasks, base_row=ZERO_ROW))
     torch.testing.assert_close(y.float(), reference(x, before, v, u, cores, rows), rtol=rtol, atol=atol)
     for t, row in enumerate(rows):
         if row == ZERO_ROW:
@@ -62,6 +66,20 @@ def test_cores_may_be_a_part_of_a_larger_table():
     results = []
     for given in (cores, part):
         y = torch.zeros(3, sum(D_OUTS))
-        add_group_update_(y, x, torch.cat(v), torch.block_diag(*u), given, tasks)
+        add_group_update_(y, x, torch.cat(v), torch.block_diag(*u), given, CoreProduct(tasks, base_row=ZERO_ROW))
         results.append(y)
     assert torch.equal(*results)
+
+
+def test_on_a_gpu_the_step_goes_to_triton_with_the_same_tasks(monkeypatch):
+    """The choice alone: the kernels have tests of their own, in triton's interpreter."""
+    single_rows = SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
+    calls = []
+    monkeypatch.setattr(triton_batched, "is_available", lambda: True)
+    monkeypatch.setattr(triton_batched, "mix_cores", lambda *args, base_row: calls.append((*args, base_row)) or "mixed")
+    tasks = TokenTasks(single_rows, (TaskRun(2, 40, 1), TaskRun(40, 41, ZERO_ROW)))
+    assert CoreProduct(tasks, base_row=ZERO_ROW)("z", "cores") == "mixed"
+    ((z, cores, rows, tiles, base_row),) = calls
+    assert (z, cores, rows, base_row) == ("z", "cores", single_rows, ZERO_ROW)
+    assert (tiles.start, tiles.end) == (2, 41)
+    assert tiles.tiles.tolist() == [[2, 34, 1], [34, 40, 1], [40, 41, ZERO_ROW]]
