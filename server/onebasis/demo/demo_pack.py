@@ -20,7 +20,7 @@ PACK_STEPS: Final[Mapping[str, int]] = MappingProxyType(
         "review_b": 60,
         "plural": 120,
         "ing_form": 120,
-        "time24": 200,
+        "time24": 400,
         "json_kv": 90,
         "extract_email": 120,
         "polite": 60,
