@@ -6,9 +6,11 @@ from torch import nn
 
 from onebasis.coefficients.arena import Arena
 from onebasis.core.errors import InvalidBasis
+from onebasis.core.ids import BASE_SLOT
 from onebasis.kernels.grouped import TaskRun, TokenTasks
 from onebasis.kernels.select import CoreProduct
 from onebasis.model.adapted import GroupMember, LinearGroup, StepTasks, adapt_model, merged_weight
+from onebasis.model.batch import DecodeGroup, ForwardBatch, PrefillChunk
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.sites import linear_sites
 from tests.model.families import CPU, tiny_base
@@ -133,3 +135,15 @@ def test_a_resident_task_is_not_copied_again_and_an_evicted_one_is(tmp_path):
         assert torch.equal(arena.site_cores[site][slot], task.cores[site])
         arena.release(task.resolved.coefficients)
         arena.slots.check_integrity()
+
+
+def test_base_tokens_are_given_the_row_of_zeros_by_number():
+    """A GPU kernel knows no negative rows."""
+    ones = torch.ones(5, dtype=torch.int64)
+    slots = torch.tensor([1, BASE_SLOT, 1, BASE_SLOT, BASE_SLOT], dtype=torch.int32)
+    chunks = (PrefillChunk(2, 3, ones[:1], 1, 1), PrefillChunk(3, 5, ones[:1], 2, BASE_SLOT))
+    step = StepTasks(base_row=7)
+    step.begin(ForwardBatch(ones, ones, ones, slots, ones[:1], DecodeGroup(ones[:2, None], ones[:2]), chunks))
+    assert step.product is not None
+    assert step.product._tasks.single_rows.tolist() == [1, 7]
+    assert [run.row for run in step.product._tasks.runs] == [1, 7]
