@@ -100,6 +100,9 @@ class GenerateRequest:
             Empty when the client asked to ignore the end-of-sequence token and gave none of its own.
         sink: where the events go.
         n_choices: how many sequences the client asked for with this one, for the metrics.
+        tenant: whose request it is, for fair shares; None where nobody is told apart.
+        priority: lower is served first (vLLM's convention).
+        deadline_s: time.monotonic() after which the answer is worth nothing; None for no limit.
     """
 
     request_id: str
@@ -110,3 +113,6 @@ class GenerateRequest:
     stop_token_ids: frozenset[int]
     sink: EventSink
     n_choices: int = 1
+    tenant: str | None = None
+    priority: int = 0
+    deadline_s: float | None = None
