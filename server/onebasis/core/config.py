@@ -32,6 +32,8 @@ class ServeConfig(BaseModel):
     """Listen beyond loopback although anybody who can reach the port may then register tasks."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     device: str = "cpu"
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """native: the step compiled for this CPU; torch: any model and device; auto: native where it can run."""
     threads: int | None = Field(default=None, ge=1)
     """Compute threads; by default what torch finds."""
     max_model_len: int | None = Field(default=None, ge=2)
