@@ -53,10 +53,11 @@ def why_not(base: LoadedBase, block_size: int) -> str | None:
     """What keeps this model from running here; None if nothing does."""
     config = base.text_config
     architecture = type(base.model).__name__
+    if architecture not in _ARCHITECTURES:
+        return f"{architecture} is not one of {', '.join(_ARCHITECTURES)}"
     head_dim = _head_dim(config)
     missing = [flag for flag in NEEDED_CPU_FLAGS if flag not in cpu_flags()]
     reasons = {
-        f"{architecture} is not one of {', '.join(_ARCHITECTURES)}": architecture not in _ARCHITECTURES,
         f"device is {base.model.device.type}, not cpu": base.model.device.type != "cpu",
         f"dtype is {base.model.dtype}, not bfloat16": base.model.dtype != torch.bfloat16,
         f"the CPU lacks {', '.join(missing)}": bool(missing),
