@@ -27,8 +27,10 @@ class BoundCoefficients:
 
         Rows and columns past the file's prefix, and sites it does not name, are zero.
         """
-        chosen = _chosen_sites(self.file, self.basis)
         numbers = self.file.numbers()
+        if self.file.form == "core" and len(numbers) == self.basis.n_core_numbers:
+            return numbers  # every core is whole: the file has them as they are wanted
+        chosen = _chosen_sites(self.file, self.basis)
         flat = np.zeros(self.basis.n_core_numbers, dtype=np.float32)
         taken = 0
         start = 0
