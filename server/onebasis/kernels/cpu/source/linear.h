@@ -11,6 +11,7 @@
 #include "vectors.h"
 
 constexpr int kPanel = 2 * kLanes;  // columns of a panel
+constexpr int64_t kAhead = 2048;    // numbers: how far ahead the panel is fetched from memory
 constexpr int kTileRows = 14;       // 28 accumulators, two vectors of the panel and one of x: 31 registers
 
 // One adapted layer of a group. Offsets count numbers: into a token's z and mixed, and into a row of the cores.
@@ -50,15 +51,15 @@ struct Update {
 };
 
 template <int Rows>
-static void multiply_tile(const bf16* x, int64_t stride, int n_pairs, const bf16* panel, const Update& update,
-                          float* out) {
+static void multiply_tile(const bf16* x, int64_t stride, int n_pairs, const bf16* panel, const bf16* soon,
+                          const Update& update, float* out) {
     __m512 sum[Rows][2];
 #pragma GCC unroll 14
     for (int i = 0; i < Rows; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
     for (int p = 0; p < n_pairs; ++p) {
         const bf16* columns = panel + int64_t{p} * 2 * kPanel;
-        _mm_prefetch(reinterpret_cast<const char*>(columns) + 4096, _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(columns) + 4096 + 64, _MM_HINT_T0);
+        _mm_prefetch(soon + int64_t{p} * 2 * kPanel, _MM_HINT_T1);
+        _mm_prefetch(soon + int64_t{p} * 2 * kPanel + kPanel, _MM_HINT_T1);
         const __m512bh left = load_pairs(columns), right = load_pairs(columns + kPanel);
 #pragma GCC unroll 14
         for (int i = 0; i < Rows; ++i) {
@@ -84,7 +85,7 @@ static void multiply_tile(const bf16* x, int64_t stride, int n_pairs, const bf16
     }
 }
 
-using TileFunction = void (*)(const bf16*, int64_t, int, const bf16*, const Update&, float*);
+using TileFunction = void (*)(const bf16*, int64_t, int, const bf16*, const bf16*, const Update&, float*);
 
 inline TileFunction tile_function(int n_rows) {
     static constexpr TileFunction functions[] = {
@@ -114,7 +115,8 @@ static void multiply_panel(const Group& group, int panel, const bf16* x, int n_t
             update.n_pairs[half] = (group.sites[site].k_out + 1) / 2;
         }
         const bf16* rows = x + int64_t{first} * group.n_in;
-        tile_function(n_rows)(rows, group.n_in, group.n_in / 2, columns, update, tile);
+        const bf16* soon = columns + (n_tiles > 1 && t == n_tiles - 1 ? int64_t{group.n_in} * kPanel : kAhead);
+        tile_function(n_rows)(rows, group.n_in, group.n_in / 2, columns, soon, update, tile);
         if (group.bias != nullptr && panel < group.n_panels) {
             const __m512 left = _mm512_loadu_ps(group.bias + panel * kPanel);
             const __m512 right = _mm512_loadu_ps(group.bias + panel * kPanel + kLanes);
