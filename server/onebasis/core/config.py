@@ -48,8 +48,8 @@ class ServeConfig(BaseModel):
     """Most tokens in a step; longer prompts are computed in chunks."""
     max_waiting: int = Field(default=1024, ge=0)
     """Most sequences that wait; beyond them 429."""
-    arena_mib: int = Field(default=256, ge=1)
-    """Bound of the table of resident tasks; never fewer rows than max_running."""
+    arena_mib: int = Field(default=1024, ge=1)
+    """Bound of the table of resident tasks, never fewer rows than max_running; memory is taken as it fills."""
     max_body_bytes: int = Field(default=32 * MIB, ge=1)
     """Bound of every request body, uploads included."""
     drain_s: int = Field(default=30, ge=0)
