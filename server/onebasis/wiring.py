@@ -26,6 +26,7 @@ from onebasis.model.factors import Basis, checked_fingerprint, load_basis
 from onebasis.model.kv_cache import KVCache
 from onebasis.model.loader import LoadedBase, load_base
 from onebasis.model.text import ModelText
+from onebasis.storage.database import Database
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import CacheConfig
 
@@ -38,12 +39,12 @@ class Server:
 
     app: FastAPI
     engine: EngineLoop
-    store: TaskStore
+    database: Database
 
     def close(self) -> None:
-        """Stop the engine, close the registry's database."""
+        """Stop the engine, close the database."""
         self.engine.stop()
-        self.store.close()
+        self.database.close()
 
 
 def build_server(config: ServeConfig) -> Server:
@@ -65,8 +66,8 @@ def build_server(config: ServeConfig) -> Server:
         n_vocab=int(base.text_config.vocab_size),
         max_sequences=config.max_running + config.max_waiting,
     )
-    store = TaskStore(config.store)
-    registry = TaskRegistry(store, None if basis is None else basis.spec, base.name)
+    database = Database(config.store)
+    registry = TaskRegistry(TaskStore(database), None if basis is None else basis.spec, base.name)
     registry.load()
     metrics = Metrics(
         model_name=base.name,
@@ -93,7 +94,7 @@ def build_server(config: ServeConfig) -> Server:
     engine.start()
     n_tasks = registry.snapshot().n_registered
     _log.info("ready: %s in %s, %d tasks, %d KV blocks", base.name, config.dtype, n_tasks, n_blocks)
-    return Server(create_app(services), engine, store)
+    return Server(create_app(services), engine, database)
 
 
 def _build_engine(

@@ -1,10 +1,10 @@
-import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event, Thread
 
 import pytest
+from sqlalchemy import text
 
 from onebasis.coefficients.preconditions import Precondition
 from onebasis.coefficients.registry import RegistrySnapshot
@@ -30,15 +30,8 @@ NEW = Precondition(if_none_match=True)
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "tasks.db"
-
-
-@pytest.fixture
-def store(path):
-    store = TaskStore(f"sqlite:///{path}")
-    yield store
-    store.close()
+def store(database):
+    return TaskStore(database)
 
 
 @pytest.fixture
@@ -189,11 +182,11 @@ def test_a_request_keeps_what_it_resolved(registry):
     assert before.coefficients.digest == digest_of(ONE)
 
 
-def test_when_the_store_fails_the_memory_stays_as_it_was(registry, path):
+def test_when_the_store_fails_the_memory_stays_as_it_was(registry, database):
     registry.register("a", ONE)
     before = registry.snapshot()
-    with sqlite3.connect(path) as raw:
-        raw.execute("drop table task_versions")
+    with database.writing() as connection:
+        connection.execute(text("DROP TABLE task_versions"))
     for work in (lambda: registry.register("a", TWO), lambda: registry.delete("a")):
         with pytest.raises(StoreUnavailable):
             work()

@@ -368,8 +368,10 @@ class InvalidStore(SetupError):
 
     code = "invalid_store"
 
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"task store {url}: {reason}; give a URL such as sqlite:////var/lib/onebasis/tasks.db")
+    def __init__(
+        self, url: str, reason: str, *, advice: str = "give a URL such as sqlite:////var/lib/onebasis/tasks.db"
+    ) -> None:
+        super().__init__(f"task store {url}: {reason}; {advice}")
 
 
 class InvalidModel(SetupError):
