@@ -72,7 +72,7 @@ def test_a_new_database_is_at_the_head_and_has_the_tables_that_the_code_expects(
     assert revision_of(raw) == scripts().get_current_head()
     with raw.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        found = compare_metadata(context, store._TABLES)
+        found = compare_metadata(context, store.TABLES)
     missing = [change for change in found if change[0] != "remove_table"]  # other packages have tables of their own
     assert missing == []
 
@@ -81,12 +81,15 @@ def test_a_database_of_version_0_1_0_is_adopted_without_loss(old, store_url):
     assert revision_of(old) is None
     database = Database(store_url)
     tasks = store.TaskStore(database)
-    assert {(task.name, task.generation, task.digest, task.created_at) for task in tasks.current()} == {
+    changes = tasks.changes(None)
+    assert {(task.name, task.generation, task.digest, task.created_at) for task in changes.tasks.values()} == {
         ("a", 3, "sha256:2", 12),
         ("b", 1, "sha256:1", 13),
     }
     assert (tasks.body("sha256:1"), tasks.body("sha256:2")) == (b"\1", b"\2\2")
-    assert tasks.n_versions() == 4
+    assert changes.mark.change == 4
+    tasks.delete("b", now=14)
+    assert tasks.changes(changes.mark).tasks == {"b": None}
     database.close()
     assert revision_of(old) == scripts().get_current_head()
     Database(store_url).close()
