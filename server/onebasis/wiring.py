@@ -11,6 +11,8 @@ from onebasis import __version__
 from onebasis.api.app import create_app
 from onebasis.api.deps import Services
 from onebasis.coefficients.arena import Arena
+from onebasis.coefficients.blend import Blends
+from onebasis.coefficients.follower import Follower
 from onebasis.coefficients.registry import TaskRegistry
 from onebasis.coefficients.store import TaskStore
 from onebasis.core.config import MIB, ServeConfig
@@ -29,6 +31,7 @@ from onebasis.model.kv_cache import KVCache
 from onebasis.model.loader import LoadedBase, load_base
 from onebasis.model.native_decoder import NativeDecoder, TaskTable, why_not
 from onebasis.model.text import ModelText
+from onebasis.storage.database import Database
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import CacheConfig
 
@@ -41,12 +44,14 @@ class Server:
 
     app: FastAPI
     engine: EngineLoop
-    store: TaskStore
+    follower: Follower
+    database: Database
 
     def close(self) -> None:
-        """Stop the engine, close the registry's database."""
+        """Stop the threads, close the database."""
         self.engine.stop()
-        self.store.close()
+        self.follower.stop()
+        self.database.close()
 
 
 def build_server(config: ServeConfig) -> Server:
@@ -68,9 +73,10 @@ def build_server(config: ServeConfig) -> Server:
         n_vocab=int(base.text_config.vocab_size),
         max_sequences=config.max_running + config.max_waiting,
     )
-    store = TaskStore(config.store)
-    registry = TaskRegistry(store, None if basis is None else basis.spec, base.name)
-    registry.load()
+    database = Database(config.store)
+    registry = TaskRegistry(TaskStore(database), None if basis is None else basis.spec, base.name)
+    registry.follow()
+    follower = Follower(registry)
     metrics = Metrics(
         model_name=base.name,
         version=__version__,
@@ -85,18 +91,22 @@ def build_server(config: ServeConfig) -> Server:
     services = Services(
         engine=engine,
         registry=registry,
+        blends=Blends(registry),
         basis=None if basis is None else basis.spec,
+        basis_path=config.basis,
         text=ModelText(base.tokenizer, base.eos_token_ids, max_tokens=limits.max_model_len),
         metrics=metrics,
         base_name=base.name,
         started_at=int(time.time()),
         fingerprint=_system_fingerprint(fingerprint, basis),
         max_body_bytes=config.max_body_bytes,
+        lora_root=config.lora_root,
     )
     engine.start()
+    follower.start()
     n_tasks = registry.snapshot().n_registered
     _log.info("ready: %s in %s, %d tasks, %d KV blocks", base.name, config.dtype, n_tasks, n_blocks)
-    return Server(create_app(services), engine, store)
+    return Server(create_app(services), engine, follower, database)
 
 
 def _build_engine(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import text
 
 from onebasis.fitting.basis import BasisKind, build_basis
 from onebasis.model.loader import load_base
@@ -85,15 +86,15 @@ def test_damage_to_one_stored_file_stops_nothing_else(tiny, store):
     with RunningServer(tiny, store=store) as first:
         ok(first.put_task("whole", tiny.core_file(1)))
         ok(first.put_task("damaged", tiny.core_file(2)))
-        text = first.text("whole")
+        answer = first.text("whole")
         digest = ok(first.client.get("/v1/tasks/damaged"))["digest"]
         damaged = bytearray(tiny.core_file(2))
         damaged[-2:] = np.float16(1.5).tobytes()
-        with first.parts.store._engine.begin() as connection:
-            statement = "UPDATE coefficient_files SET body = ? WHERE digest = ?"
-            connection.exec_driver_sql(statement, (bytes(damaged), digest))
+        statement = text("UPDATE coefficient_files SET body = :body WHERE digest = :digest")
+        with first.parts.database.writing() as connection:
+            connection.execute(statement, {"body": bytes(damaged), "digest": digest})
     with RunningServer(tiny, store=store) as second:
-        assert second.text("whole") == text
+        assert second.text("whole") == answer
         card = ok(second.client.get("/v1/tasks/damaged"))
         assert (card["state"], "damaged" in card["reason"]) == ("unusable", True)
         refused(second.post("/v1/completions", model="damaged", prompt="a"), 400, "task_unusable", "model")

@@ -1,13 +1,12 @@
 """What a restart finds: the same tasks, and whatever has become unusable meanwhile."""
 
-import sqlite3
-
 import pytest
+from sqlalchemy import text
 
-from onebasis.coefficients.registry import RegistrySnapshot
 from onebasis.coefficients.store import TaskStore
 from onebasis.core.errors import TaskUnusable
 from onebasis.core.ids import digest_of
+from onebasis.telemetry.reports import RegistrySnapshot
 from tests.coefficients.builders import BASE, basis_spec, coefficients, started
 
 BASIS, OTHER_BASIS = basis_spec(), basis_spec(seed=1)
@@ -16,15 +15,8 @@ TWO = coefficients(BASIS, form="diag", k=2)
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "tasks.db"
-
-
-@pytest.fixture
-def store(path):
-    store = TaskStore(f"sqlite:///{path}")
-    yield store
-    store.close()
+def store(database):
+    return TaskStore(database)
 
 
 @pytest.fixture
@@ -66,18 +58,19 @@ def test_a_restart_finds_the_same_tasks(registry, store):
     assert again.resolve(f"a@{digest_of(ONE)}").coefficients.digest == digest_of(ONE)
 
 
-def damage(path, data: bytes, wrong: bytes) -> None:
-    with sqlite3.connect(path) as raw:
-        raw.execute("update coefficient_files set body = ? where digest = ?", (wrong, digest_of(data)))
+def damage(database, data: bytes, wrong: bytes) -> None:
+    statement = text("UPDATE coefficient_files SET body = :body WHERE digest = :digest")
+    with database.writing() as connection:
+        connection.execute(statement, {"body": wrong, "digest": digest_of(data)})
 
 
 @pytest.mark.parametrize(
     ("wrong", "reason"), [(b"rubbish!" * 9, "safetensors"), (TWO[:-2] + b"\x01\x01", "are damaged"), (b"", "found 0")]
 )
-def test_a_damaged_task_is_listed_kept_and_stops_nothing(registry, store, path, caplog, wrong, reason):
+def test_a_damaged_task_is_listed_kept_and_stops_nothing(registry, store, database, caplog, wrong, reason):
     registry.register("bad", TWO)
     registry.register("good", ONE)
-    damage(path, TWO, wrong)
+    damage(database, TWO, wrong)
     again = started(store, BASIS)
     assert [(task.name, task.state) for task in again.page(limit=9).tasks] == [("bad", "unusable"), ("good", "ready")]
     bad = again.get("bad")

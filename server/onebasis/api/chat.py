@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from onebasis.api.blends import select_task
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.generation import ChoiceDelta, Plan, plan_generation
 from onebasis.api.schemas import ChatBody
@@ -30,7 +31,7 @@ async def chat(request: Request, body: ChatBody, services: ServicesDep) -> Respo
 
 
 def _plan(body: ChatBody, services: Services) -> Plan:
-    task = services.registry.resolve(body.model)
+    task = select_task(body, services)
     prompt = services.text.encode_chat([message.as_template_input() for message in body.messages])
     return plan_generation(
         body,

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from onebasis.api.blends import select_task
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.generation import ChoiceDelta, Plan, plan_generation
 from onebasis.api.schemas import CompletionBody
@@ -30,7 +31,7 @@ async def complete(request: Request, body: CompletionBody, services: ServicesDep
 
 
 def _plan(body: CompletionBody, services: Services) -> Plan:
-    task = services.registry.resolve(body.model)
+    task = select_task(body, services)
     prompts = [services.text.encode(p) if isinstance(p, str) else tuple(p) for p in body.prompts()]
     return plan_generation(
         body,

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from onebasis.api.deps import Services, ServicesDep
-from onebasis.coefficients.registry import RegisteredTask
+from onebasis.coefficients.catalog import RegisteredTask
 from onebasis.core.errors import ModelNotFound, TaskNotFound
 
 router = APIRouter(tags=["models"])

@@ -23,7 +23,9 @@ class ServeConfig(BaseModel):
     basis: Path | None = None
     """Basis file; without one the server runs the base alone."""
     store: str = "sqlite:///onebasis.db"
-    """SQLAlchemy URL of the task registry."""
+    """URL of the task registry: sqlite:///..., or postgresql://... for several replicas."""
+    lora_root: Path | None = None
+    """Folder from which vLLM's /v1/load_lora_adapter may read files; by default that route does not exist."""
     served_model_name: str | None = None
     """How clients name the base; by default the folder's name."""
     host: str = "127.0.0.1"

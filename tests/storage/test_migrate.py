@@ -1,0 +1,113 @@
+"""Schemas of earlier programs are brought up to date with everything in them; those of later ones are left alone."""
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, make_url, text
+
+from onebasis.coefficients import store
+from onebasis.core.errors import InvalidStore
+from onebasis.storage import migrate
+from onebasis.storage.database import Database
+
+TABLES_OF_0_1_0 = """
+CREATE TABLE coefficient_files (
+    digest VARCHAR(71) NOT NULL, size_bytes BIGINT NOT NULL, body {blob} NOT NULL, created_at BIGINT NOT NULL,
+    PRIMARY KEY (digest)
+);
+CREATE TABLE task_versions (
+    name VARCHAR(128) NOT NULL, generation INTEGER NOT NULL, digest VARCHAR(71), created_at BIGINT NOT NULL,
+    PRIMARY KEY (name, generation), FOREIGN KEY(digest) REFERENCES coefficient_files (digest)
+);
+INSERT INTO coefficient_files VALUES ('sha256:1', 1, {one}, 10), ('sha256:2', 2, {two}, 11);
+INSERT INTO task_versions VALUES
+    ('b', 1, 'sha256:1', 13), ('a', 1, 'sha256:1', 10), ('a', 2, NULL, 11), ('a', 3, 'sha256:2', 12);
+"""
+
+
+@pytest.fixture
+def raw(store_url):
+    """The database without our code in between; every statement commits."""
+    url = make_url(store_url)
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    yield engine
+    engine.dispose()
+
+
+def execute(raw, script: str) -> None:
+    with raw.connect() as connection:
+        for statement in filter(str.strip, script.split(";")):
+            connection.execute(text(statement))
+
+
+@pytest.fixture
+def old(raw):
+    """A database as version 0.1.0 left it: two tasks, three versions and a tombstone."""
+    is_postgres = raw.dialect.name == "postgresql"
+    one, two = (r"'\x01'", r"'\x0202'") if is_postgres else ("x'01'", "x'0202'")
+    execute(raw, TABLES_OF_0_1_0.format(blob="BYTEA" if is_postgres else "BLOB", one=one, two=two))
+    return raw
+
+
+def scripts() -> ScriptDirectory:
+    config = Config()
+    config.set_main_option("script_location", str(migrate._FOLDER))
+    return ScriptDirectory.from_config(config)
+
+
+def revision_of(raw) -> str | None:
+    with raw.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def test_revisions_are_one_line():
+    assert len(scripts().get_heads()) == 1
+
+
+def test_a_new_database_is_at_the_head_and_has_the_tables_that_the_code_expects(database, raw):
+    assert revision_of(raw) == scripts().get_current_head()
+    with raw.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        found = compare_metadata(context, store.TABLES)
+    missing = [change for change in found if change[0] != "remove_table"]  # other packages have tables of their own
+    assert missing == []
+
+
+def test_a_database_of_version_0_1_0_is_adopted_without_loss(old, store_url):
+    assert revision_of(old) is None
+    database = Database(store_url)
+    tasks = store.TaskStore(database)
+    changes = tasks.changes(None)
+    assert {(task.name, task.generation, task.digest, task.created_at) for task in changes.tasks.values()} == {
+        ("a", 3, "sha256:2", 12),
+        ("b", 1, "sha256:1", 13),
+    }
+    assert (tasks.body("sha256:1"), tasks.body("sha256:2")) == (b"\1", b"\2\2")
+    assert changes.mark.change == 4
+    tasks.delete("b", now=14)
+    assert tasks.changes(changes.mark).tasks == {"b": None}
+    database.close()
+    assert revision_of(old) == scripts().get_current_head()
+    Database(store_url).close()
+
+
+def test_a_migration_that_fails_leaves_the_database_as_it_was(old, store_url, monkeypatch):
+    def fail(*_: object) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("onebasis.storage.migrate.command.upgrade", fail)
+    with pytest.raises(KeyError):
+        Database(store_url)
+    assert revision_of(old) is None, "the stamp was undone"
+
+
+def test_a_database_of_a_newer_program_is_refused_by_name_and_not_touched(database, raw, store_url):
+    database.close()
+    execute(raw, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(InvalidStore, match=r"at revision 9999, which this program, at .* update this program"):
+        Database(store_url)
+    assert revision_of(raw) == "9999"
