@@ -98,6 +98,21 @@ def test_show_tells_everything_of_a_task(run, server):
     assert "generation" in shown
 
 
+def test_versions_and_rollback(run, server, file):
+    old = digest_of(file.read_bytes())
+    done(run("push", str(file), "--name", "pushed"))
+    file.write_bytes(server.model.core_file(32))
+    new = digest_of(file.read_bytes())
+    done(run("push", str(file), "--name", "pushed"))
+    rows = done(run("versions", "pushed")).splitlines()
+    assert [digest for row in rows for digest in (old, new) if digest in row] == [new, old]
+    assert [version["digest"] for version in json.loads(done(run("--json", "versions", "pushed")))] == [new, old]
+    failed(run("rollback", "pushed", old, "--if-match", old), 1, "[precondition_failed]")
+    assert done(run("rollback", "pushed", old, "--if-match", new)) == f"pushed: rolled back, {old}\n"
+    assert done(run("rollback", "pushed", old)) == f"pushed: unchanged, {old}\n"
+    assert server.client.get("/v1/tasks/pushed").json()["digest"] == old
+
+
 def test_rm_deletes_and_tells_of_the_first_that_is_not_there(run, server, file):
     done(run("push", str(file), "--name", "pushed"))
     result = run("rm", "pushed", "nothing")

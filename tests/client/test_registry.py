@@ -5,6 +5,7 @@ import pytest
 from onebasis.core.ids import digest_of
 from onebasis_client import api_errors, connection
 from tests.api.server import TASKS
+from tests.api.tiny_model import BASE_NAME
 
 
 @pytest.fixture
@@ -66,6 +67,47 @@ def test_a_replace_needs_the_version_it_names(client, server, name):
         client.show(name)
 
 
+def test_history_is_listed_read_and_gone_back_to(client, server, name):
+    files = [server.model.core_file(seed) for seed in (17, 18, 19)]
+    for number, data in enumerate(files):
+        client.register(name, data, metadata={"run": f"{number} é"})
+    history = list(client.versions(name, page_size=1))
+    assert [version.digest for version in history] == [digest_of(data) for data in reversed(files)]
+    assert [version.metadata["run"] for version in history] == ["2 é", "1 é", "0 é"]
+    assert client.content(name, digest=history[2].digest) == files[0]
+    with pytest.raises(api_errors.PreconditionFailed):
+        client.roll_back(name, history[2].digest, if_match=history[1].digest)
+    back = client.roll_back(name, history[2].digest, if_match=history[0].digest)
+    assert (back.created, back.task.digest, back.task.metadata) == (True, digest_of(files[0]), {"run": "0 é"})
+    assert not client.roll_back(name, history[2].digest).created
+    assert client.content(name) == files[0]
+    with pytest.raises(api_errors.VersionNotFound):
+        client.roll_back(name, "sha256:" + "0" * 64)
+
+
+def test_a_known_version_is_not_sent_again(client, server, name):
+    digest = client.register(name, server.model.core_file(17)).task.digest
+    assert client.show_if_changed(name, digest) is None
+    client.register(name, server.model.core_file(18))
+    assert client.show_if_changed(name, digest) == client.show(name)
+
+
+def test_a_stored_blend_answers_as_the_blend_of_a_request(client, name):
+    parts = {"alpha": 0.5, "beta": -0.25}
+    stored = client.store_blend(name, parts, metadata={"why": "test"}, if_absent=True)
+    assert (stored.created, stored.task.metadata) == (True, {"why": "test"})
+    with pytest.raises(api_errors.PreconditionFailed):
+        client.store_blend(name, parts, if_absent=True)
+    assert not client.store_blend(name, parts).created
+    options = {"temperature": 0, "ignore_eos": True, "max_tokens": 8}
+    mixed = client.complete(BASE_NAME, "the cat", blend=parts, **options)
+    assert mixed.text == client.complete(name, "the cat", **options).text
+    assert {part.task: part.weight for part in mixed.onebasis.blend} == parts
+    assert [part.digest for part in mixed.onebasis.blend] == [client.show(task).digest for task in parts]
+    with client.stream_completion(BASE_NAME, "the cat", blend=parts, **options) as chunks:
+        assert "".join(chunk.text for chunk in chunks) == mixed.text
+
+
 def test_a_damaged_upload_is_refused_by_its_digest(client, server, name, monkeypatch):
     whole = connection.Body.__iter__
 
@@ -103,6 +145,10 @@ def test_the_basis_is_the_servers(client, server):
     basis = client.basis()
     assert basis.digest == server.model.basis.digest
     assert [site.name for site in basis.sites] == [site.name for site in server.model.basis.sites]
+
+
+def test_the_basis_file_comes_back_exactly(client, server):
+    assert client.basis_content() == server.model.basis_path.read_bytes()
 
 
 def test_a_server_without_a_basis_says_so(connect, start_server):

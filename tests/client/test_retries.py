@@ -28,6 +28,7 @@ TASK = {
     "state": "ready",
     "reason": None,
     "provenance": None,
+    "metadata": {},
 }
 CHUNK = (
     b'{"id":"1","created":1,"model":"m","system_fingerprint":"f","choices":[{"index":0,"text":"%s","logprobs":null,'
@@ -102,6 +103,9 @@ WRITES = {
     "plain upload": (lambda c: c.register("a", b"data"), answer(201, TASK), True),
     "upload if absent": (lambda c: c.register("a", b"data", if_absent=True), answer(201, TASK), False),
     "upload if match": (lambda c: c.register("a", b"data", if_match="sha256:0"), answer(201, TASK), False),
+    "roll back": (lambda c: c.roll_back("a", "sha256:0"), answer(201, TASK), True),
+    "roll back if match": (lambda c: c.roll_back("a", "sha256:0", if_match="sha256:1"), answer(201, TASK), False),
+    "blend": (lambda c: c.store_blend("a", {"b": 1.0}), answer(201, TASK), True),
     "delete": (lambda c: c.delete("a"), answer(200, {}), False),
 }
 

@@ -5,12 +5,29 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class BlendPart:
+    """A task of a weighted sum, as it stood when the request came."""
+
+    task: str
+    digest: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Attribution:
-    """Which bytes made an answer: the task, the digest of its coefficients, the digest of the basis."""
+    """Which bytes made an answer.
+
+    Attributes:
+        task: None for the base alone and for a blend.
+        digest: of the task's coefficients, or of the sum's.
+        basis: digest of the basis.
+        blend: the parts of the sum.
+    """
 
     task: str | None
     digest: str | None
     basis: str | None
+    blend: tuple[BlendPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,14 @@ class TaskNotFound(RequestError, code="task_not_found"):
     """No task of that name is registered."""
 
 
+class VersionNotFound(RequestError, code="version_not_found"):
+    """The task never had that version since it was last deleted."""
+
+
+class TaskAlreadyLoaded(RequestError, code="task_already_loaded"):
+    """vLLM's refusal to load a name twice."""
+
+
 class TaskUnusable(RequestError, code="task_unusable"):
     """The task is registered, but its stored coefficients can't serve under the loaded basis."""
 
@@ -161,6 +169,10 @@ class EngineStopped(CapacityError, code="engine_stopped"):
 
 class StoreUnavailable(CapacityError, code="store_unavailable"):
     """The task store can't be read or written now. A write that ends so was not acknowledged."""
+
+
+class StoreDamaged(ApiError, code="store_damaged"):
+    """Part of the task store can't be read any more."""
 
 
 def _with_code(cls: type[ApiError]) -> Iterator[tuple[str, type[ApiError]]]:

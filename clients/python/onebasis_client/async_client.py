@@ -1,7 +1,7 @@
 """The client for an event loop. OneBasis in client.py has the same methods, and tells what they do."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Self, Unpack
@@ -13,9 +13,9 @@ from onebasis_client.answers import ChatChunk, ChatCompletion, Completion, Model
 from onebasis_client.async_sender import AsyncSender
 from onebasis_client.calls import OnSent
 from onebasis_client.connection import Connection
-from onebasis_client.options import ChatOptions, CompletionOptions, Message, Prompt
+from onebasis_client.options import Blend, ChatOptions, CompletionOptions, Message, Prompt
 from onebasis_client.retries import Backoff, RetryRule, Until
-from onebasis_client.tasks import Basis, Registration, Task
+from onebasis_client.tasks import Basis, Registration, Task, Version
 
 
 class AsyncOneBasis:
@@ -89,6 +89,7 @@ class AsyncOneBasis:
         name: str,
         file: bytes | Path,
         *,
+        metadata: Mapping[str, str] | None = None,
         if_match: str | None = None,
         if_absent: bool = False,
         on_sent: OnSent | None = None,
@@ -96,6 +97,7 @@ class AsyncOneBasis:
         """Upload a coefficient file under a name. Once this returns the task serves, and survives a crash.
 
         Args:
+            metadata: to note beside the version.
             if_match: digest of the version to replace; PreconditionFailed if another one is current.
             if_absent: PreconditionFailed if the name is taken.
             on_sent: told the bytes sent so far.
@@ -104,7 +106,7 @@ class AsyncOneBasis:
             OSError: the file can't be read.
         """
         return await self._sender.run(
-            task_calls.register(name, file, if_match=if_match, if_absent=if_absent, on_sent=on_sent)
+            task_calls.register(name, file, metadata=metadata, if_match=if_match, if_absent=if_absent, on_sent=on_sent)
         )
 
     async def tasks(self, page_size: int = 100) -> AsyncIterator[Task]:
@@ -122,9 +124,42 @@ class AsyncOneBasis:
         """A task at its current version."""
         return await self._sender.run(task_calls.show(name))
 
-    async def content(self, name: str) -> bytes:
-        """The exact bytes that were uploaded, checked against their digest."""
-        return await self._sender.run(task_calls.content(name))
+    async def show_if_changed(self, name: str, digest: str) -> Task | None:
+        """A task at its current version; None if that is still `digest`."""
+        return await self._sender.run(task_calls.show_if_changed(name, digest))
+
+    async def content(self, name: str, *, digest: str | None = None) -> bytes:
+        """The exact bytes that were uploaded, checked against their digest. `digest`: of an older version."""
+        return await self._sender.run(task_calls.content(name, digest))
+
+    async def versions(self, name: str, page_size: int = 100) -> AsyncIterator[Version]:
+        """The versions of a task, newest first, fetched page by page while you iterate."""
+        after = None
+        while True:
+            page = await self._sender.run(task_calls.versions_page(name, page_size, after))
+            for version in page.data:
+                yield version
+            if not page.has_more:
+                return
+            after = page.last_id
+
+    async def roll_back(self, name: str, digest: str, *, if_match: str | None = None) -> Registration:
+        """Make an older version the current one again, under a new generation. `if_match`: as of `register`."""
+        return await self._sender.run(task_calls.roll_back(name, digest, if_match=if_match))
+
+    async def store_blend(
+        self,
+        name: str,
+        blend: Blend,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_absent: bool = False,
+    ) -> Registration:
+        """Register the weighted sum of tasks, as they stand now, as a task. Other arguments: as of `register`."""
+        return await self._sender.run(
+            task_calls.store_blend(name, blend, metadata=metadata, if_match=if_match, if_absent=if_absent)
+        )
 
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
         """Delete a task, if its digest is `if_match`. Requests in flight finish on the version they began with."""
@@ -133,6 +168,10 @@ class AsyncOneBasis:
     async def basis(self) -> Basis:
         """What coefficients have to be made for."""
         return await self._sender.run(task_calls.basis())
+
+    async def basis_content(self) -> bytes:
+        """The basis file, checked against its digest."""
+        return await self._sender.run(task_calls.basis_content())
 
     # ------------------------------------------------------------ operation
 

@@ -80,9 +80,17 @@ class StreamCall(Generic[T]):
     kind: type[T]
 
 
-def json_request(method: str, path: str, body: Mapping[str, Any], *, retry_through: Stage) -> Request:
-    """A request with a JSON body."""
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+def post_json(
+    path: str, body: Mapping[str, Any], *, retry_through: Stage, headers: Mapping[str, str] | None = None
+) -> Request:
+    """A POST with a JSON body, in which the mapping `blend` becomes the list that the server takes."""
+    if "blend" in body:
+        items = [{"task": task, "weight": weight} for task, weight in body["blend"].items()]
+        body = {**body, "blend": items}
     return Request(
-        method, path, headers={"Content-Type": "application/json"}, content=content, retry_through=retry_through
+        "POST",
+        path,
+        headers={"Content-Type": "application/json", **(headers or {})},
+        content=json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(),
+        retry_through=retry_through,
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onebasis_client.answers import ChatChunk, ChatCompletion, Completion, ModelCard, ModelList
-from onebasis_client.calls import Call, Request, Stage, StreamCall, json_request
+from onebasis_client.calls import Call, Request, Stage, StreamCall, post_json
 from onebasis_client.options import ChatOptions, CompletionOptions, Message, Prompt
 
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
@@ -43,4 +43,4 @@ def _chat(
 
 
 def _generation(path: str, body: Mapping[str, Any]) -> Request:
-    return json_request("POST", path, body, retry_through=Stage.NOT_HEARD)
+    return post_json(path, body, retry_through=Stage.NOT_HEARD)

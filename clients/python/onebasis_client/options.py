@@ -6,10 +6,14 @@ What is left out takes the server's default. An option that the server does not 
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
+Blend = Mapping[str, float]
+"""Weight of each task in a sum; a key is `task`, or `task@sha256:<digest>`."""
+
 
 class GenerationOptions(TypedDict, total=False):
-    """Of every generation."""
+    """Of every generation. `blend`: weight of each task in a sum; `model` is the base's name then."""
 
+    blend: Blend
     n: int
     temperature: float
     top_k: int

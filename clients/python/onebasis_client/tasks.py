@@ -17,6 +17,7 @@ class Task:
         created_at: Unix time in seconds.
         state: `ready`, or why it can't serve with the `reason`.
         provenance: what the file says about its making: data, recipe, scores.
+        metadata: what the writer of this version noted beside it.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Task:
     state: str
     reason: str | None
     provenance: Any
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,29 @@ class TaskPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """One of the versions that a task has had since it was last deleted."""
+
+    task: str
+    digest: str
+    generation: int
+    size_bytes: int
+    created_at: int
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPage:
+    """Part of a task's history, newest first."""
+
+    data: tuple[Version, ...]
+    last_id: int | None
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Registration:
-    """What became of an upload. `created` False: the task stood at these bytes already."""
+    """What became of a write. `created` False: the task stood at these bytes already."""
 
     task: Task
     created: bool

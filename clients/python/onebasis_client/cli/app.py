@@ -95,6 +95,25 @@ def show(context: SessionContext, name: TaskName) -> None:
 
 
 @app.command()
+def versions(context: SessionContext, name: TaskName) -> None:
+    """List the versions of a task, newest first."""
+    context.obj.output.versions(list(context.obj.client.versions(name, page_size=1000)))
+
+
+@app.command()
+def rollback(
+    context: SessionContext,
+    name: TaskName,
+    digest: Annotated[str, typer.Argument(help="The version to go back to, as `versions` shows it.")],
+    if_match: IfMatch = None,
+) -> None:
+    """Make an older version the current one again."""
+    registration = context.obj.client.roll_back(name, digest, if_match=if_match)
+    what = "rolled back" if registration.created else "unchanged"
+    context.obj.output.result(registration, f"{name}: {what}, {registration.task.digest}")
+
+
+@app.command()
 def rm(
     context: SessionContext,
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of tasks.")],

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onebasis_client.tasks import Task
+from onebasis_client.tasks import Task, Version
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -48,6 +48,18 @@ class Output:
                 task.state,
                 _time(task.created_at),
             )
+        Console().print(table)
+
+    def versions(self, versions: Sequence[Version]) -> None:
+        """A table of a task's history, or a JSON array."""
+        if self.as_json:
+            _json([asdict(version) for version in versions])
+            return
+        table = _table("generation", "digest", "bytes", "created (UTC)", "metadata")
+        for version in versions:
+            noted = ", ".join(f"{key}={value}" for key, value in version.metadata.items())
+            created = _time(version.created_at)
+            _add(table, str(version.generation), version.digest, str(version.size_bytes), created, noted)
         Console().print(table)
 
     def task(self, task: Task) -> None:
