@@ -22,6 +22,7 @@ class Seen:
     headers: dict[str, str]
     body: bytes
     at_s: float
+    client_port: int
 
 
 @dataclass
@@ -45,7 +46,7 @@ def flaky_server(*script: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            server.seen.append(Seen(self.command, self.path, headers, body, time.monotonic()))
+            server.seen.append(Seen(self.command, self.path, headers, body, time.monotonic(), self.client_address[1]))
             server.script[min(len(server.seen), len(server.script)) - 1](self)
 
         do_GET = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815  (the library's names)

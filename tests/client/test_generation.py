@@ -48,6 +48,11 @@ def test_options_reach_the_server(client, server):
     assert all(len(top) >= 2 for top in answer.choices[0].logprobs.top_logprobs)
 
 
+def test_text_that_no_encoding_has_is_judged_by_the_server(client):
+    with pytest.raises(api_errors.RequestError):
+        client.complete("alpha", "\ud800", **QUIET)
+
+
 def test_a_chat_is_the_servers_answer(client, server):
     answer = client.chat("beta", CHAT, logprobs=True, top_logprobs=1, **QUIET)
     assert answer.text == server.chat(model="beta")["choices"][0]["message"]["content"]

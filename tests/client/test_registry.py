@@ -85,6 +85,11 @@ def test_history_is_listed_read_and_gone_back_to(client, server, name):
         client.roll_back(name, "sha256:" + "0" * 64)
 
 
+def test_a_condition_that_is_no_digest_is_judged_by_the_server(client, server, name):
+    with pytest.raises(api_errors.RequestError):
+        client.register(name, server.model.core_file(17), if_match="ü")
+
+
 def test_a_known_version_is_not_sent_again(client, server, name):
     digest = client.register(name, server.model.core_file(17)).task.digest
     assert client.show_if_changed(name, digest) is None
@@ -133,7 +138,7 @@ def test_tasks_are_listed_across_pages(client):
     assert paged == list(client.tasks())
 
 
-@pytest.mark.parametrize("wrong", ["..", ".", "a/b", "a b", "a?b=c", "a#b", "%2e", "ü", "a%2Fcontent"])
+@pytest.mark.parametrize("wrong", ["..", ".", "a/b", "a b", "a?b=c", "a#b", "%2e", "ü", "\udc80", "a%2Fcontent"])
 def test_a_wrong_name_reaches_the_server_as_a_name(client, wrong):
     with pytest.raises((api_errors.InvalidTaskName, api_errors.RouteNotFound, api_errors.TaskNotFound)) as caught:
         client.show(wrong)

@@ -308,6 +308,24 @@ def test_a_base_url_needs_a_scheme_of_http(connect, wrong):
         connect(wrong)
 
 
+@pytest.mark.parametrize("wrong", ["a\nb", "ü"])
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(connect, wrong):
+    with pytest.raises(ValueError, match="api_key") as caught:
+        connect("http://127.0.0.1:1", api_key=wrong)
+    assert wrong not in str(caught.value)
+
+
+def test_an_idle_connection_is_given_up_before_a_server_closes_it(connect):
+    with flaky_server(answer(200, TASK)) as server:
+        client = connect(server.url)
+        client.show("a")
+        client.show("a")
+        time.sleep(2.1)
+        client.show("a")
+    ports = [request.client_port for request in server.seen]
+    assert ports[0] == ports[1] != ports[2]
+
+
 def _completion() -> dict[str, object]:
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
     choice = {"index": 0, "text": "hi", "logprobs": None, "finish_reason": "length"}

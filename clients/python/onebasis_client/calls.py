@@ -91,6 +91,6 @@ def post_json(
         "POST",
         path,
         headers={"Content-Type": "application/json", **(headers or {})},
-        content=json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(),
+        content=json.dumps(body, separators=(",", ":")).encode(),
         retry_through=retry_through,
     )

@@ -11,7 +11,7 @@ import httpx
 from onebasis_client import generation_calls, task_calls
 from onebasis_client.answers import ChatChunk, ChatCompletion, Completion, ModelCard
 from onebasis_client.calls import OnSent
-from onebasis_client.connection import Connection
+from onebasis_client.connection import LIMITS, Connection
 from onebasis_client.options import Blend, ChatOptions, CompletionOptions, Message, Prompt
 from onebasis_client.retries import Backoff, RetryRule, Until
 from onebasis_client.sender import Sender
@@ -27,9 +27,10 @@ class OneBasis:
         timeout_s: longest silence of the server, so for a whole answer the time until it comes.
         connect_timeout_s: longest time to a connection.
         retries: when a failed request is sent again; Backoff() unless told.
-        http: how to reach the network, for proxies and certificates. By default no environment variable is looked at.
+        http: how to reach the network, for proxies and certificates; closed with this client. By default no
+            environment variable is looked at.
 
-    Every method raises OneBasisError: ApiError when the server refuses, TransportError when it can't be understood.
+    Every method raises OneBasisError: ApiError when the server refuses, TransportError when there is no usable answer.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class OneBasis:
         http: httpx.Client | None = None,
     ) -> None:
         connection = Connection(base_url, api_key=api_key, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
-        http = httpx.Client(trust_env=False) if http is None else http
+        http = httpx.Client(trust_env=False, limits=LIMITS) if http is None else http
         self._sender = Sender(http, connection, retries or Backoff())
 
     def close(self) -> None:

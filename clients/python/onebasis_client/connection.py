@@ -11,6 +11,9 @@ from onebasis_client.envelope import error_of
 from onebasis_client.errors import CannotConnect, ConnectionLost, OneBasisError, TimedOut, UnexpectedReply
 from onebasis_client.version import __version__
 
+LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
+"""Idle connections are given up before a server would (uvicorn: 5 s), so that no request meets a closing one."""
+
 _PIECE_BYTES: Final = 64 * 1024
 
 
@@ -24,12 +27,14 @@ class Connection:
         connect_timeout_s: longest time to a connection.
 
     Raises:
-        ValueError: base_url is no URL of http or https.
+        ValueError: base_url is no URL of http or https, or api_key can't be sent in a header.
     """
 
     def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float, connect_timeout_s: float) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url: needs http://... or https://..., found {base_url!r}")
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("api_key: needs printable ASCII characters alone")
         self.base_url = base_url.rstrip("/")
         self._headers = {"User-Agent": f"onebasis-client/{__version__}", "Accept": "application/json"}
         if api_key is not None:
@@ -42,10 +47,11 @@ class Connection:
         timeout_s = self._timeout_s if request.timeout_s is None else request.timeout_s
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, self._connect_timeout_s))
         url = httpx.URL(self.base_url + request.path, params=request.params or None)
+        headers = {"Host": url.netloc.decode(), **self._headers, **_length(request), **request.headers}
         return httpx.Request(
             request.method,
             url,
-            headers={"Host": url.netloc.decode(), **self._headers, **_length(request), **request.headers},
+            headers=httpx.Headers(headers, encoding="utf-8"),
             stream=Body(request.content, request.on_sent),
             extensions={"timeout": timeout.as_dict()},
         )

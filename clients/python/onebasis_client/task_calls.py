@@ -100,7 +100,7 @@ def ready() -> Call[None]:
 
 def _path(name: str, *rest: str) -> str:
     """Every part one segment, dots too: `..` must reach the server as a name."""
-    escaped = quote(name, safe="").replace(".", "%2E")
+    escaped = quote(name, safe="", errors="replace").replace(".", "%2E")
     return "/".join(("/v1/tasks", escaped, *rest))
 
 

@@ -54,7 +54,7 @@ def connect(
     try:
         client = OneBasis(url, api_key=api_key, timeout_s=timeout_s)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from None
+        raise typer.BadParameter(str(error)) from None
     context.obj = Session(client, Output(as_json))
     context.call_on_close(client.close)
 
