@@ -1,0 +1,181 @@
+"""The client for an event loop. OneBasis in client.py has the same methods, and tells what they do."""
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Self, Unpack
+
+import httpx
+
+from onebasis_client import generation_calls, task_calls
+from onebasis_client.answers import ChatChunk, ChatCompletion, Completion, ModelCard
+from onebasis_client.async_sender import AsyncSender
+from onebasis_client.calls import OnSent
+from onebasis_client.connection import LIMITS, Connection
+from onebasis_client.options import Blend, ChatOptions, CompletionOptions, Message, Prompt
+from onebasis_client.retries import Backoff, RetryRule, Until
+from onebasis_client.tasks import Basis, Registration, Task, Version
+
+
+class AsyncOneBasis:
+    """A onebasis server. One event loop; `close` it, or use it in `async with`.
+
+    Args:
+        base_url: such as `https://host:8000`, without `/v1`.
+        api_key: sent as a bearer token.
+        timeout_s: longest silence of the server, so for a whole answer the time until it comes.
+        connect_timeout_s: longest time to a connection.
+        retries: when a failed request is sent again; Backoff() unless told.
+        http: how to reach the network, for proxies and certificates; closed with this client. By default no
+            environment variable is looked at.
+
+    Every method raises OneBasisError: ApiError when the server refuses, TransportError when there is no usable answer.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 600.0,
+        connect_timeout_s: float = 5.0,
+        retries: RetryRule | None = None,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        connection = Connection(base_url, api_key=api_key, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
+        http = httpx.AsyncClient(trust_env=False, limits=LIMITS) if http is None else http
+        self._sender = AsyncSender(http, connection, retries or Backoff())
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._sender.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # ------------------------------------------------------------ generate
+
+    async def complete(self, model: str, prompt: Prompt, **options: Unpack[CompletionOptions]) -> Completion:
+        """Continue a prompt. `model`: the base's name, `task`, or `task@sha256:<digest>`."""
+        return await self._sender.run(generation_calls.complete(model, prompt, options))
+
+    async def chat(self, model: str, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> ChatCompletion:
+        """Answer a chat."""
+        return await self._sender.run(generation_calls.chat(model, messages, options))
+
+    def stream_completion(
+        self, model: str, prompt: Prompt, **options: Unpack[CompletionOptions]
+    ) -> AbstractAsyncContextManager[AsyncIterator[Completion]]:
+        """Continue a prompt, in chunks as they come. Leaving the block early ends the generation on the server."""
+        return self._sender.stream(generation_calls.stream_completion(model, prompt, options))
+
+    def stream_chat(
+        self, model: str, messages: Sequence[Message], **options: Unpack[ChatOptions]
+    ) -> AbstractAsyncContextManager[AsyncIterator[ChatChunk]]:
+        """Answer a chat, in chunks as they come. Leaving the block early ends the generation on the server."""
+        return self._sender.stream(generation_calls.stream_chat(model, messages, options))
+
+    async def models(self) -> tuple[ModelCard, ...]:
+        """What `model` may name: the base first, then the tasks that can serve."""
+        return await self._sender.run(generation_calls.models())
+
+    # ------------------------------------------------------------ tasks
+
+    async def register(
+        self,
+        name: str,
+        file: bytes | Path,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_absent: bool = False,
+        on_sent: OnSent | None = None,
+    ) -> Registration:
+        """Upload a coefficient file under a name. Once this returns the task serves, and survives a crash.
+
+        Args:
+            metadata: to note beside the version.
+            if_match: digest of the version to replace; PreconditionFailed if another one is current.
+            if_absent: PreconditionFailed if the name is taken.
+            on_sent: told the bytes sent so far.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        return await self._sender.run(
+            task_calls.register(name, file, metadata=metadata, if_match=if_match, if_absent=if_absent, on_sent=on_sent)
+        )
+
+    async def tasks(self, page_size: int = 100) -> AsyncIterator[Task]:
+        """All tasks by name, fetched page by page while you iterate."""
+        after = None
+        while True:
+            page = await self._sender.run(task_calls.page(page_size, after))
+            for task in page.data:
+                yield task
+            if not page.has_more:
+                return
+            after = page.last_id
+
+    async def show(self, name: str) -> Task:
+        """A task at its current version."""
+        return await self._sender.run(task_calls.show(name))
+
+    async def show_if_changed(self, name: str, digest: str) -> Task | None:
+        """A task at its current version; None if that is still `digest`."""
+        return await self._sender.run(task_calls.show_if_changed(name, digest))
+
+    async def content(self, name: str, *, digest: str | None = None) -> bytes:
+        """The exact bytes that were uploaded, checked against their digest. `digest`: of an older version."""
+        return await self._sender.run(task_calls.content(name, digest))
+
+    async def versions(self, name: str, page_size: int = 100) -> AsyncIterator[Version]:
+        """The versions of a task, newest first, fetched page by page while you iterate."""
+        after = None
+        while True:
+            page = await self._sender.run(task_calls.versions_page(name, page_size, after))
+            for version in page.data:
+                yield version
+            if not page.has_more:
+                return
+            after = page.last_id
+
+    async def roll_back(self, name: str, digest: str, *, if_match: str | None = None) -> Registration:
+        """Make an older version the current one again, under a new generation. `if_match`: as of `register`."""
+        return await self._sender.run(task_calls.roll_back(name, digest, if_match=if_match))
+
+    async def store_blend(
+        self,
+        name: str,
+        blend: Blend,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_absent: bool = False,
+    ) -> Registration:
+        """Register the weighted sum of tasks, as they stand now, as a task. Other arguments: as of `register`."""
+        return await self._sender.run(
+            task_calls.store_blend(name, blend, metadata=metadata, if_match=if_match, if_absent=if_absent)
+        )
+
+    async def delete(self, name: str, *, if_match: str | None = None) -> None:
+        """Delete a task, if its digest is `if_match`. Requests in flight finish on the version they began with."""
+        await self._sender.run(task_calls.delete(name, if_match=if_match))
+
+    async def basis(self) -> Basis:
+        """What coefficients have to be made for."""
+        return await self._sender.run(task_calls.basis())
+
+    async def basis_content(self) -> bytes:
+        """The basis file, checked against its digest."""
+        return await self._sender.run(task_calls.basis_content())
+
+    # ------------------------------------------------------------ operation
+
+    async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
+        """Wait for a server that starts. Raises what the last attempt failed with."""
+        await self._sender.run(task_calls.ready(), Until(time.monotonic() + timeout_s))

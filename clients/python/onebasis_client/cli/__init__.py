@@ -1,0 +1,10 @@
+"""The `onebasis-client` command. Needs the extra `cli`: typer and rich."""
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        from onebasis_client.cli.app import app
+    except ModuleNotFoundError as error:
+        raise SystemExit(f'{error}; the command needs pip install "onebasis-client[cli]"') from None
+    app()

@@ -1,0 +1,195 @@
+"""The commands."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from onebasis_client.cli.failures import ReportingGroup
+from onebasis_client.cli.output import Output
+from onebasis_client.client import OneBasis
+from onebasis_client.options import ChatOptions, Message
+
+app = typer.Typer(
+    cls=ReportingGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done; 1 the server refused; 2 wrong usage, or a file that can't be read; 3 the server is "
+    "busy or can't be reached, try later; 4 the server failed, or is no onebasis server.",
+)
+
+TaskName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the task.")]
+IfMatch = Annotated[str | None, typer.Option(metavar="DIGEST", help="Only if this is the current version.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the options before the command decide."""
+
+    client: OneBasis
+    output: Output
+
+
+class SessionContext(typer.Context):
+    """The context of a command."""
+
+    obj: Session
+
+
+@app.callback()
+def connect(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(envvar="ONEBASIS_URL", help="Base URL, without /v1.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[str | None, typer.Option(envvar="ONEBASIS_API_KEY", help="Better in the environment.")] = None,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest silence of the server.")] = 600.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Use and manage the tasks of a onebasis server."""
+    try:
+        client = OneBasis(url, api_key=api_key, timeout_s=timeout_s)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    context.obj = Session(client, Output(as_json))
+    context.call_on_close(client.close)
+
+
+@app.command()
+def push(
+    context: SessionContext,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A *.coef.safetensors file.")],
+    name: Annotated[str, typer.Option(help="Name of the task.")],
+    if_match: IfMatch = None,
+    if_absent: Annotated[bool, typer.Option("--if-absent", help="Only if the name is free.")] = False,
+) -> None:
+    """Register a coefficient file under a name."""
+    content = file.read_bytes()
+    with _upload_bar() as progress:
+        bar = progress.add_task(file.name, total=len(content))
+        registration = context.obj.client.register(
+            name,
+            content,
+            if_match=if_match,
+            if_absent=if_absent,
+            on_sent=lambda n_bytes: progress.update(bar, completed=n_bytes),
+        )
+    what = "registered" if registration.created else "unchanged"
+    context.obj.output.result(registration, f"{name}: {what}, {registration.task.digest}")
+
+
+@app.command("list")
+def list_tasks(context: SessionContext) -> None:
+    """List all tasks."""
+    context.obj.output.tasks(list(context.obj.client.tasks(page_size=1000)))
+
+
+@app.command()
+def show(context: SessionContext, name: TaskName) -> None:
+    """Show a task."""
+    context.obj.output.task(context.obj.client.show(name))
+
+
+@app.command()
+def versions(context: SessionContext, name: TaskName) -> None:
+    """List the versions of a task, newest first."""
+    context.obj.output.versions(list(context.obj.client.versions(name, page_size=1000)))
+
+
+@app.command()
+def rollback(
+    context: SessionContext,
+    name: TaskName,
+    digest: Annotated[str, typer.Argument(help="The version to go back to, as `versions` shows it.")],
+    if_match: IfMatch = None,
+) -> None:
+    """Make an older version the current one again."""
+    registration = context.obj.client.roll_back(name, digest, if_match=if_match)
+    what = "rolled back" if registration.created else "unchanged"
+    context.obj.output.result(registration, f"{name}: {what}, {registration.task.digest}")
+
+
+@app.command()
+def rm(
+    context: SessionContext,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of tasks.")],
+) -> None:
+    """Delete tasks, one after another; the first that fails ends the command."""
+    for name in names:
+        context.obj.client.delete(name)
+        context.obj.output.result({"id": name, "deleted": True}, f"{name}: deleted")
+
+
+@app.command()
+def chat(
+    context: SessionContext,
+    prompt: Annotated[str | None, typer.Argument(help="By default every line of stdin is one turn.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task, or task@sha256:...; by default the base model.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0: always the most likely token.")] = None,
+) -> None:
+    """Chat with a task; the answer is shown as it comes."""
+    client, output = context.obj.client, context.obj.output
+    model = client.models()[0].id if task is None else task
+    options = ChatOptions()
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+    if temperature is not None:
+        options["temperature"] = temperature
+    messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    for turn in _turns(prompt):
+        messages.append({"role": "user", "content": turn})
+        if output.as_json:
+            answer = client.chat(model, messages, **options)
+            output.result(answer, answer.text)
+            text = answer.text
+        else:
+            text = _spoken(client, model, messages, options)
+        messages.append({"role": "assistant", "content": text})
+
+
+@app.command()
+def wait(
+    context: SessionContext,
+    timeout_s: Annotated[float, typer.Option(min=0.0, help="How long to try.")] = 60.0,
+) -> None:
+    """Wait until the server is ready."""
+    with Console(stderr=True).status("waiting for the server"):
+        context.obj.client.wait_until_ready(timeout_s)
+    context.obj.output.result({"status": "ready"}, "ready")
+
+
+def _turns(prompt: str | None) -> Iterator[str]:
+    if prompt is not None:
+        yield prompt
+        return
+    for line in sys.stdin:
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+def _spoken(client: OneBasis, model: str, messages: list[Message], options: ChatOptions) -> str:
+    """The answer, shown piece by piece."""
+    pieces = []
+    with client.stream_chat(model, messages, **options) as chunks:
+        for chunk in chunks:
+            typer.echo(chunk.text, nl=False)
+            pieces.append(chunk.text)
+    typer.echo()
+    return "".join(pieces)
+
+
+def _upload_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        transient=True,  # what stays on the screen is the result, or the one line that says what is wrong
+    )

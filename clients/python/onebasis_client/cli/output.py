@@ -1,0 +1,104 @@
+"""What the command shows: lines and tables for people, one JSON document for programs. All of it on stdout."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onebasis_client.tasks import Task, Version
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Shows results. `as_json`: as JSON."""
+
+    as_json: bool
+
+    def result(self, result: "DataclassInstance | dict[str, Any]", line: str) -> None:
+        """One result, and what to say of it to people."""
+        if self.as_json:
+            _json(result if isinstance(result, dict) else asdict(result))
+        else:
+            say(line)
+
+    def tasks(self, tasks: Sequence[Task]) -> None:
+        """A table of tasks, or a JSON array."""
+        if self.as_json:
+            _json([asdict(task) for task in tasks])
+            return
+        table = _table("task", "digest", "form", "k", "bytes", "state", "created (UTC)")
+        for task in tasks:
+            k = "all" if task.k is None else str(task.k)
+            _add(
+                table,
+                task.id,
+                short(task.digest),
+                task.form,
+                k,
+                str(task.size_bytes),
+                task.state,
+                _time(task.created_at),
+            )
+        Console().print(table)
+
+    def versions(self, versions: Sequence[Version]) -> None:
+        """A table of a task's history, or a JSON array."""
+        if self.as_json:
+            _json([asdict(version) for version in versions])
+            return
+        table = _table("generation", "digest", "bytes", "created (UTC)", "metadata")
+        for version in versions:
+            noted = ", ".join(f"{key}={value}" for key, value in version.metadata.items())
+            created = _time(version.created_at)
+            _add(table, str(version.generation), version.digest, str(version.size_bytes), created, noted)
+        Console().print(table)
+
+    def task(self, task: Task) -> None:
+        """All there is to know of one task."""
+        if self.as_json:
+            _json(asdict(task))
+            return
+        table = Table(box=None, show_header=False)
+        for name, value in asdict(task).items():
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
+            _add(table, name, _time(task.created_at) if name == "created_at" else shown)
+        Console().print(table)
+
+
+def say(text: str, *, is_error: bool = False) -> None:
+    """A line for people, whole however narrow the terminal is. Errors go to stderr."""
+    style = "red" if is_error else None
+    Console(stderr=is_error).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def short(digest: str) -> str:
+    """Enough of a digest to tell it from others by eye."""
+    return digest[:19]
+
+
+def _json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))  # as Text: what a file says about itself is no markup
+
+
+def _time(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
