@@ -18,6 +18,7 @@ from onebasis.core.errors import SetupError
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.loop import EngineLoop
+from onebasis.engine.prefix_cache import PrefixCache
 from onebasis.engine.runner import Runner
 from onebasis.engine.scheduler import Scheduler
 from onebasis.model.adapted import StepTasks, adapt_model
@@ -73,12 +74,14 @@ def build_server(config: ServeConfig) -> Server:
         version=__version__,
         basis="" if basis is None else basis.spec.digest,
         base_fingerprint=fingerprint,
-        cache=CacheConfig(config.block_size, n_blocks, config.dtype),
+        cache=CacheConfig(config.block_size, n_blocks, config.dtype, config.prefix_cache),
         max_model_len=limits.max_model_len,
         engine=lambda: engine.snapshot(),
         registry=registry.snapshot,
     )
-    engine = _build_engine(config, base, basis, n_blocks=n_blocks, limits=limits, metrics=metrics)
+    engine = _build_engine(
+        config, base, basis, fingerprint=fingerprint, n_blocks=n_blocks, limits=limits, metrics=metrics
+    )
     services = Services(
         engine=engine,
         registry=registry,
@@ -101,6 +104,7 @@ def _build_engine(
     base: LoadedBase,
     basis: Basis | None,
     *,
+    fingerprint: str,
     n_blocks: int,
     limits: EngineLimits,
     metrics: Metrics,
@@ -112,8 +116,17 @@ def _build_engine(
     adapt_model(base.model, basis, {} if arena is None else arena.site_cores, step)
     cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=config.block_size, dtype=dtype, device=device)
     pool = BlockPool(n_blocks, config.block_size)
+    basis_digest = None if basis is None else basis.spec.digest
+    prefix_cache = PrefixCache(pool, base=fingerprint, basis=basis_digest) if config.prefix_cache else None
+    scheduler = Scheduler(
+        pool,
+        max_running=config.max_running,
+        max_step_tokens=config.max_step_tokens,
+        max_prefill_tokens=config.max_prefill_tokens,
+        prefix_cache=prefix_cache,
+    )
     return EngineLoop(
-        scheduler=Scheduler(pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens),
+        scheduler=scheduler,
         runner=Runner(Decoder(base, cache, step), arena, block_size=config.block_size, device=device),
         limits=limits,
         max_in_flight=config.max_running + config.max_waiting,
