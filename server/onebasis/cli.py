@@ -92,6 +92,10 @@ def serve(
     block_size: Annotated[int, typer.Option(envvar="ONEBASIS_BLOCK_SIZE")] = _DEFAULTS.block_size,
     max_running: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_RUNNING")] = _DEFAULTS.max_running,
     max_step_tokens: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_STEP_TOKENS")] = _DEFAULTS.max_step_tokens,
+    max_prefill_tokens: Annotated[
+        int, typer.Option(envvar="ONEBASIS_MAX_PREFILL_TOKENS")
+    ] = _DEFAULTS.max_prefill_tokens,
+    prefix_cache: Annotated[bool, typer.Option(envvar="ONEBASIS_PREFIX_CACHE")] = _DEFAULTS.prefix_cache,
     max_waiting: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_WAITING")] = _DEFAULTS.max_waiting,
     arena_mib: Annotated[int, typer.Option(envvar="ONEBASIS_ARENA_MIB")] = _DEFAULTS.arena_mib,
     max_body_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_BODY_BYTES")] = _DEFAULTS.max_body_bytes,

@@ -20,6 +20,7 @@ from onebasis.core.errors import SetupError
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.loop import EngineLoop
+from onebasis.engine.prefix_cache import PrefixCache
 from onebasis.engine.runner import Runner
 from onebasis.engine.scheduler import Scheduler
 from onebasis.kernels.cpu.build import CannotBuild, build_library
@@ -82,12 +83,14 @@ def build_server(config: ServeConfig) -> Server:
         version=__version__,
         basis="" if basis is None else basis.spec.digest,
         base_fingerprint=fingerprint,
-        cache=CacheConfig(config.block_size, n_blocks, config.dtype),
+        cache=CacheConfig(config.block_size, n_blocks, config.dtype, config.prefix_cache),
         max_model_len=limits.max_model_len,
         engine=lambda: engine.snapshot(),
         registry=registry.snapshot,
     )
-    engine = _build_engine(config, base, basis, n_blocks=n_blocks, limits=limits, metrics=metrics)
+    engine = _build_engine(
+        config, base, basis, fingerprint=fingerprint, n_blocks=n_blocks, limits=limits, metrics=metrics
+    )
     services = Services(
         engine=engine,
         registry=registry,
@@ -114,6 +117,7 @@ def _build_engine(
     base: LoadedBase,
     basis: Basis | None,
     *,
+    fingerprint: str,
     n_blocks: int,
     limits: EngineLimits,
     metrics: Metrics,
@@ -125,8 +129,17 @@ def _build_engine(
         config, base, basis, arena, n_blocks
     )
     pool = BlockPool(n_blocks, config.block_size)
+    basis_digest = None if basis is None else basis.spec.digest
+    prefix_cache = PrefixCache(pool, base=fingerprint, basis=basis_digest) if config.prefix_cache else None
+    scheduler = Scheduler(
+        pool,
+        max_running=config.max_running,
+        max_step_tokens=config.max_step_tokens,
+        max_prefill_tokens=config.max_prefill_tokens,
+        prefix_cache=prefix_cache,
+    )
     return EngineLoop(
-        scheduler=Scheduler(pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens),
+        scheduler=scheduler,
         runner=Runner(decoder, arena, block_size=config.block_size, device=device),
         limits=limits,
         max_in_flight=config.max_running + config.max_waiting,

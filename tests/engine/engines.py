@@ -14,6 +14,7 @@ from onebasis.core.request import FinishReason, GenerateRequest, SamplingParams,
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.loop import EngineLoop
+from onebasis.engine.prefix_cache import PrefixCache
 from onebasis.engine.runner import Runner
 from onebasis.engine.scheduler import Scheduler
 from onebasis.model.adapted import StepTasks, adapt_model
@@ -102,13 +103,22 @@ def build_engine(
     max_step_tokens: int = 12,
     n_slots: int | None = None,
     max_in_flight: int = 1000,
+    max_prefill_tokens: int | None = None,
+    prefix_cache: bool = True,
 ) -> Parts:
     """The engine that wiring builds, small. `base` is changed by it."""
     arena = None if basis is None else Arena(basis.spec, n_slots=n_slots or max_running, device=CPU)
     step = StepTasks(0 if arena is None else arena.base_row)
     adapt_model(base.model, basis, {} if arena is None else arena.site_cores, step)
     cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=block_size, dtype=base.model.dtype, device=CPU)
-    scheduler = Scheduler(BlockPool(n_blocks, block_size), max_running=max_running, max_step_tokens=max_step_tokens)
+    pool = BlockPool(n_blocks, block_size)
+    scheduler = Scheduler(
+        pool,
+        max_running=max_running,
+        max_step_tokens=max_step_tokens,
+        max_prefill_tokens=max_prefill_tokens,
+        prefix_cache=PrefixCache(pool, base="", basis=None) if prefix_cache else None,
+    )
     metrics = Metrics(
         model_name=base.name,
         version="0",

@@ -12,8 +12,13 @@ from tests.engine.builders import make_sequence
 TOKEN = 7
 
 
-def make_scheduler(*, n_blocks=100, block_size=4, max_running=4, max_step_tokens=10):
-    return Scheduler(BlockPool(n_blocks, block_size), max_running=max_running, max_step_tokens=max_step_tokens)
+def make_scheduler(*, n_blocks=100, block_size=4, max_running=4, max_step_tokens=10, max_prefill_tokens=None):
+    return Scheduler(
+        BlockPool(n_blocks, block_size),
+        max_running=max_running,
+        max_step_tokens=max_step_tokens,
+        max_prefill_tokens=max_prefill_tokens,
+    )
 
 
 def spans(plan):
@@ -150,11 +155,11 @@ def test_a_decode_takes_a_block_only_when_it_needs_one():
 
 
 def test_the_youngest_goes_when_blocks_run_out_and_comes_back_first():
-    scheduler = make_scheduler(n_blocks=6, max_step_tokens=30)
+    scheduler = make_scheduler(n_blocks=8, max_step_tokens=30)
     started(scheduler, make_sequence("old", 7), make_sequence("mid", 7), make_sequence("young", 7))
     scheduler.add(make_sequence("new", 1))
     old, mid, young = scheduler.running()
-    step(scheduler)  # all at 8 computed tokens, all 6 blocks full
+    step(scheduler)  # all at 8 computed tokens, their 6 blocks full, 2 free
     plan = step(scheduler)
     assert ids(plan.preempted) == ["young"]
     assert spans(plan) == [("old", 8, 9), ("mid", 8, 9)]
@@ -170,18 +175,17 @@ def test_the_youngest_goes_when_blocks_run_out_and_comes_back_first():
 
 
 def test_several_go_in_one_step_and_keep_their_order():
-    scheduler = make_scheduler(n_blocks=3, max_running=3, block_size=2, max_step_tokens=8)
-    started(scheduler, *[make_sequence(name, 1, max_tokens=5) for name in ("a", "b", "c")])
-    step(scheduler)
-    plan = step(scheduler)
-    assert ids(plan.preempted) == ["c", "b"]
-    assert spans(plan) == [("a", 2, 3)]
-    assert ids(scheduler.waiting()) == ["b", "c"]
+    scheduler = make_scheduler(n_blocks=11, max_running=6, block_size=2, max_step_tokens=8)
+    started(scheduler, *[make_sequence(name, 1) for name in "abcdef"])
+    preempted = [ids(step(scheduler).preempted) for _ in range(4)]
+    assert preempted == [[], ["f"], [], ["e", "d"]]
+    assert ids(scheduler.running()) == ["a", "b", "c"]
+    assert ids(scheduler.waiting()) == ["d", "e", "f"]
 
 
 def test_the_youngest_gives_way_itself_when_it_is_the_one_in_need():
-    scheduler = make_scheduler(n_blocks=4)
-    started(scheduler, make_sequence("old", 9), make_sequence("young", 3))
+    scheduler = make_scheduler(n_blocks=5)
+    started(scheduler, make_sequence("old", 12), make_sequence("young", 3))
     assert not step(scheduler).preempted
     plan = step(scheduler)
     assert ids(plan.preempted) == ["young"]
@@ -189,7 +193,7 @@ def test_the_youngest_gives_way_itself_when_it_is_the_one_in_need():
 
 
 def test_nobody_is_admitted_in_a_step_that_preempts():
-    scheduler = make_scheduler(n_blocks=4)
+    scheduler = make_scheduler(n_blocks=5)
     started(scheduler, make_sequence("old", 6), make_sequence("young", 7))
     step(scheduler)
     scheduler.add(make_sequence("new", 1))
@@ -210,8 +214,103 @@ def test_a_removed_sequence_gives_its_blocks_back_wherever_it_is():
     scheduler.remove(running)
     scheduler.check_integrity()
     assert (scheduler.n_running, scheduler.n_waiting, scheduler.kv_usage) == (0, 0, 0.0)
-    with pytest.raises(ValueError, match="not in deque"):
+    with pytest.raises(KeyError):
         scheduler.remove(running)
+
+
+def test_a_prompt_is_held_to_a_share_of_the_step_while_others_decode():
+    scheduler = make_scheduler(max_step_tokens=20, max_prefill_tokens=6)
+    scheduler.add(make_sequence("a", 25, max_tokens=3))
+    assert spans(step(scheduler)) == [("a", 0, 20)], "nobody decodes: the whole step"
+    scheduler.add(make_sequence("b", 30))
+    assert spans(step(scheduler)) == [("a", 20, 25), ("b", 0, 15)]
+    assert spans(step(scheduler)) == [("a", 25, 26), ("b", 15, 21)]
+    assert spans(step(scheduler)) == [("a", 26, 27), ("b", 21, 27)]
+    assert spans(step(scheduler)) == [("b", 27, 30)]
+
+
+def test_an_admission_leaves_each_running_sequence_its_next_block():
+    scheduler = make_scheduler(n_blocks=8, max_step_tokens=40)
+    started(scheduler, make_sequence("a", 4), make_sequence("b", 4))  # 2 blocks, and soon 2 more
+    scheduler.add(make_sequence("c", 20))
+    assert ids(step(scheduler).admitted) == []
+    scheduler.remove(scheduler.running()[0])
+    assert ids(step(scheduler).admitted) == ["c"]
+
+
+def test_the_more_urgent_is_computed_first_even_when_the_other_has_begun():
+    scheduler = make_scheduler()
+    scheduler.add(make_sequence("later", 25, priority=1))
+    step(scheduler)
+    scheduler.add(make_sequence("urgent", 8))
+    assert spans(step(scheduler)) == [("urgent", 0, 8), ("later", 10, 12)]
+    assert ids(scheduler.running()) == ["urgent", "later"]
+
+
+def test_an_urgent_sequence_takes_the_place_of_the_youngest_of_the_least_urgent():
+    scheduler = make_scheduler(max_running=3)
+    started(scheduler, *[make_sequence(name, 2, priority=p) for name, p in (("low", 5), ("mid", 1), ("low2", 5))])
+    scheduler.add(make_sequence("urgent", 3))
+    scheduler.add(make_sequence("mid2", 3, priority=1))
+    plan = step(scheduler)
+    assert ids(plan.preempted) == ["low2"]
+    assert spans(plan) == [("mid", 2, 3), ("low", 2, 3), ("urgent", 0, 3)]
+    assert ids(scheduler.waiting()) == ["mid2", "low2"]
+    assert ids(step(scheduler).preempted) == ["low"], "in favour of mid2"
+
+
+def test_an_urgent_sequence_takes_blocks_only_if_that_lets_it_run():
+    scheduler = make_scheduler(n_blocks=10, max_step_tokens=50)
+    started(scheduler, make_sequence("mine", 16), make_sequence("low", 12, priority=1))
+    urgent = make_sequence("urgent", 24)
+    scheduler.add(urgent)
+    assert not step(scheduler).preempted, "6 blocks and 1 to spare are not to be had while mine runs"
+    scheduler.remove(scheduler.running()[0])
+    plan = step(scheduler)
+    assert (ids(plan.preempted), ids(plan.admitted)) == (["low"], ["urgent"])
+
+
+def test_a_big_request_holds_back_what_is_behind_it_in_its_class_and_below():
+    scheduler = make_scheduler(n_blocks=10, max_step_tokens=60)
+    started(scheduler, make_sequence("a", 20))
+    for name, n_prompt, priority in (("big", 30, 0), ("small", 1, 0), ("low", 1, 1)):
+        scheduler.add(make_sequence(name, n_prompt, priority=priority, tenant=name))
+    assert step(scheduler).admitted == ()
+    scheduler.add(make_sequence("urgent", 1, priority=-1))
+    assert ids(step(scheduler).admitted) == ["urgent"]
+
+
+def test_the_expired_are_told_wherever_they_are_and_not_computed():
+    scheduler = make_scheduler(max_running=1)
+    running, waiting, later = [make_sequence(f"r{i}", 2, deadline_s=s) for i, s in enumerate((5.0, 4.0, 9.0))]
+    for sequence in (running, waiting, later):
+        scheduler.add(sequence)
+    step(scheduler)
+    assert scheduler.expired(3.9) == ()
+    expired = scheduler.expired(5.0)
+    assert expired == (waiting, running)
+    for sequence in expired:
+        scheduler.remove(sequence)
+        scheduler.check_integrity()
+    assert ids(run.sequence for run in step(scheduler).runs) == ["r2"]
+    assert scheduler.expired(5.0) == ()
+
+
+def test_tenants_share_by_tokens_not_by_requests():
+    scheduler = make_scheduler(max_running=1, max_step_tokens=100)
+    for i in range(30):
+        scheduler.add(make_sequence(f"long-{i}", 60, max_tokens=1, tenant="long"))
+        scheduler.add(make_sequence(f"short-{i}", 6, max_tokens=1, tenant="short"))
+    order = [ids(step(scheduler).admitted)[0].split("-")[0] for _ in range(24)]
+    assert order.count("short") == pytest.approx(24 * 62 / (62 + 8), abs=2), "an output token counts for two"
+
+
+def test_waiting_sequences_are_counted_by_tenant():
+    scheduler = make_scheduler(max_running=1)
+    for i, tenant in enumerate(("a", "a", "b", None, "a")):
+        scheduler.add(make_sequence(f"r{i}", 2, tenant=tenant))
+    step(scheduler)
+    assert scheduler.n_waiting_by_tenant() == {"a": 2, "b": 1, None: 1}
 
 
 def test_damaged_books_are_noticed():
@@ -233,7 +332,7 @@ class Setting:
     block_size: int
     max_running: int
     max_step_tokens: int
-    n_requests: int = 800
+    n_requests: int = 300
 
     @property
     def capacity(self):
@@ -245,7 +344,7 @@ SETTINGS = [
     Setting(n_blocks=7, block_size=3, max_running=8, max_step_tokens=11),
     Setting(n_blocks=30, block_size=1, max_running=6, max_step_tokens=9),
     Setting(n_blocks=60, block_size=4, max_running=16, max_step_tokens=40),
-    Setting(n_blocks=2, block_size=16, max_running=3, max_step_tokens=7),
+    Setting(n_blocks=4, block_size=16, max_running=3, max_step_tokens=7),
     Setting(n_blocks=1, block_size=20, max_running=1, max_step_tokens=1, n_requests=100),
 ]
 

@@ -48,6 +48,10 @@ class ServeConfig(BaseModel):
     """Most sequences in a step."""
     max_step_tokens: int = Field(default=512, ge=1)
     """Most tokens in a step; longer prompts are computed in chunks."""
+    max_prefill_tokens: int = Field(default=256, ge=1)
+    """Most prompt tokens in a step that also decodes: how long a prompt may hold up the answers of others."""
+    prefix_cache: bool = True
+    """Keep the KV cache of prompts and answers, as far as there is room, for later ones that begin alike."""
     max_waiting: int = Field(default=1024, ge=0)
     """Most sequences that wait; beyond them 429."""
     arena_mib: int = Field(default=1024, ge=1)

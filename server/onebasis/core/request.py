@@ -86,7 +86,8 @@ class TokenLogprobs:
 class TokenEvent:
     """One step's news of one request. The event with a `finish` is the last; it may come without a token.
 
-    `error` is set with FinishReason.ERROR only.
+    `error` is set with FinishReason.ERROR only. `n_cached_tokens`: prompt tokens that came from the prefix cache, the
+    same in every event of the request.
     """
 
     request_id: str
@@ -94,6 +95,7 @@ class TokenEvent:
     logprobs: TokenLogprobs | None = None
     finish: FinishReason | None = None
     error: Exception | None = None
+    n_cached_tokens: int = 0
 
 
 EventSink = Callable[[TokenEvent], None]
@@ -116,6 +118,8 @@ class GenerateRequest:
         tenant: whose request it is, for fair shares; None where nobody is told apart.
         priority: lower is served first (vLLM's convention).
         deadline_s: time.monotonic() after which the answer is worth nothing; None for no limit.
+        needs_prompt_logits: the logits of the prompt's tokens are wanted, so they are computed, never taken from the
+            prefix cache.
     """
 
     request_id: str
@@ -129,3 +133,4 @@ class GenerateRequest:
     tenant: str | None = None
     priority: int = 0
     deadline_s: float | None = None
+    needs_prompt_logits: bool = False

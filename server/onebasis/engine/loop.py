@@ -114,7 +114,7 @@ class EngineLoop:
             n_running=len(running),
             kv_usage=self._scheduler.kv_usage,
             running_tasks=_task_names(running),
-            waiting_tasks=_task_names(self._scheduler.waiting()),
+            waiting_tasks=tuple(sorted(self._scheduler.waiting_tasks)),
             n_resident_tasks=self._runner.n_resident_tasks,
             max_resident_tasks=self._max_resident_tasks,
         )
@@ -171,7 +171,16 @@ class EngineLoop:
         for sequence, result in sampled:
             self._report_token(sequence, result, now_s)
         tasks = {run.sequence.task_name for run in plan.runs} - {None}
-        self._metrics.observe_step(StepReport(plan.n_tokens, len(tasks), now_s - started_s, len(plan.preempted)))
+        self._metrics.observe_step(
+            StepReport(
+                n_tokens=plan.n_tokens,
+                n_distinct_tasks=len(tasks),
+                duration_s=now_s - started_s,
+                n_preempted=len(plan.preempted),
+                n_prefix_queries=plan.n_prefix_queries,
+                n_prefix_hits=plan.n_prefix_hits,
+            )
+        )
 
     def _admit(self, sequence: EngineSequence, now_s: float) -> None:
         if sequence.scheduled_s is None:
@@ -189,7 +198,14 @@ class EngineLoop:
         sequence.last_token_s = now_s
         finish = sequence.append(sampled.token_id)
         if finish is None:
-            sequence.request.sink(TokenEvent(sequence.request_id, sampled.token_id, sampled.logprobs))
+            sequence.request.sink(
+                TokenEvent(
+                    sequence.request_id,
+                    sampled.token_id,
+                    sampled.logprobs,
+                    n_cached_tokens=sequence.n_cached_tokens,
+                )
+            )
         else:
             self._end(sequence, finish, sampled=sampled)
 
@@ -215,6 +231,7 @@ class EngineLoop:
                 None if sampled is None else sampled.logprobs,
                 finish=finish,
                 error=error,
+                n_cached_tokens=sequence.n_cached_tokens,
             )
         )
 
@@ -242,6 +259,7 @@ def _report(sequence: EngineSequence, finish: FinishReason) -> RequestReport:
         scheduled_s=sequence.scheduled_s,
         first_token_s=sequence.first_token_s,
         finished_s=time.monotonic(),
+        n_cached=sequence.n_cached_tokens,
     )
 
 

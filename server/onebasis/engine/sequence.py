@@ -2,20 +2,29 @@
 
 from onebasis.core.ids import BASE_SLOT
 from onebasis.core.request import FinishReason, GenerateRequest
+from onebasis.engine.block_keys import BlockKey
 
 
 class EngineSequence:
     """Tokens so far, and how many of them are in the KV cache. Engine thread only.
 
-    Invariant: n_computed <= n_tokens, and `blocks` hold at least n_computed tokens. The scheduler owns `blocks`
-    and `n_computed`, the loop owns `slot` and the times.
+    Invariant: n_computed <= n_tokens, and `blocks` hold at least n_computed tokens. The scheduler owns `n_computed`,
+    `n_cached_tokens`, `blocks`, `block_keys` and `ticket`, the loop owns `slot` and the times.
+
+    Attributes:
+        n_cached_tokens: prompt tokens that were in the prefix cache when it was first admitted.
+        block_keys: what its first blocks are called in the prefix cache, as far as somebody asked.
+        ticket: its place in the order of first admission, from 1; 0 before that. The lower, the older.
     """
 
     def __init__(self, request: GenerateRequest, *, arrived_s: float) -> None:
         self.request = request
         self.output_ids: list[int] = []
         self.n_computed = 0
+        self.n_cached_tokens = 0
         self.blocks: list[int] = []
+        self.block_keys: list[BlockKey] = []
+        self.ticket = 0
         self.slot = BASE_SLOT
         self.arrived_s = arrived_s
         self.scheduled_s: float | None = None
@@ -25,6 +34,14 @@ class EngineSequence:
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def tenant(self) -> str | None:
+        return self.request.tenant
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
 
     @property
     def task_name(self) -> str | None:

@@ -46,6 +46,8 @@ class StepReport:
     n_distinct_tasks: int
     duration_s: float
     n_preempted: int
+    n_prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
+    n_prefix_hits: int = 0  # and found
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +64,4 @@ class RequestReport:
     scheduled_s: float | None
     first_token_s: float | None
     finished_s: float
+    n_cached: int = 0  # prompt tokens that came from the prefix cache

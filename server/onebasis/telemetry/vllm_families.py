@@ -25,6 +25,9 @@ class VllmFamilies:
     def observe_step(self, report: StepReport) -> None:
         self._iteration_tokens.observe(report.n_tokens)
         self._preemptions.inc(report.n_preempted)
+        for queries, hits in self._prefix_lookups:
+            queries.inc(report.n_prefix_queries)
+            hits.inc(report.n_prefix_hits)
 
     def observe_first_token(self, seconds: float) -> None:
         self._first_token_s.observe(seconds)
@@ -42,6 +45,7 @@ class VllmFamilies:
     def observe_finished(self, report: RequestReport) -> None:
         self._success[report.finish].inc()
         self._prompt_total.inc(report.n_prompt)
+        self._prompt_cached.inc(report.n_cached)
         self._generation_total.inc(report.n_output)
         self._prompt_tokens.observe(report.n_prompt)
         self._generation_tokens.observe(report.n_output)
@@ -71,14 +75,16 @@ class VllmFamilies:
         self._preemptions = self._counter("num_preemptions", "Requests put back to waiting for want of blocks.")
         success = self._counter_by("request_success", "Ended requests.", "finished_reason")
         self._success = {reason: success.labels(*self._common, reason.value) for reason in FinishReason}
-        for name in (
-            "prefix_cache_queries",
-            "prefix_cache_hits",
-            "gpu_prefix_cache_queries",
-            "gpu_prefix_cache_hits",
-            "prompt_tokens_cached",
-        ):
-            self._counter(name, "Always 0: this server has no prefix cache yet; dashboards expect the name.")
+        self._prompt_cached = self._counter(
+            "prompt_tokens_cached", "Prompt tokens of ended requests that came from the prefix cache."
+        )
+        self._prefix_lookups = [
+            (
+                self._counter(f"{prefix}prefix_cache_queries", f"{note}Prompt tokens looked up in the prefix cache."),
+                self._counter(f"{prefix}prefix_cache_hits", f"{note}Prompt tokens that the prefix cache had."),
+            )
+            for prefix, note in (("", ""), ("gpu_", "Old name. "))
+        ]
 
     def _make_latencies(self) -> None:
         first, gap, request = buckets.FIRST_TOKEN_S, buckets.TOKEN_GAP_S, buckets.REQUEST_S
