@@ -32,6 +32,7 @@ from onebasis.fitting.train import FitRecipe, StepLoss
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import load_base
 from onebasis.model.sites import linear_sites
+from onebasis.registry_cli import registry_app
 from onebasis.telemetry.logs import configure_logging
 from onebasis.wiring import build_server
 
@@ -39,6 +40,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 basis_app = typer.Typer(no_args_is_help=True, help="Make a shared basis.")
 app.add_typer(basis_app, name="basis")
 app.add_typer(demo_app, name="demo")
+app.add_typer(registry_app, name="registry")
 
 _DEFAULTS = ServeConfig(model=Path())
 """So that the options and ServeConfig can't disagree."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MIB = 1024 * 1024
+DEFAULT_STORE = "sqlite:///onebasis.db"
 
 
 class ServeConfig(BaseModel):
@@ -22,7 +23,7 @@ class ServeConfig(BaseModel):
     """Folder of the base model."""
     basis: Path | None = None
     """Basis file; without one the server runs the base alone."""
-    store: str = "sqlite:///onebasis.db"
+    store: str = DEFAULT_STORE
     """URL of the task registry: sqlite:///..., or postgresql://... for several replicas."""
     lora_root: Path | None = None
     """Folder from which vLLM's /v1/load_lora_adapter may read files; by default that route does not exist."""
