@@ -38,4 +38,3 @@ def test_servers_with_few_and_many_tasks_take_turns(tiny_subject, tmp_path):
     few, many = saved["memory"]
     assert many["file_bytes"] == pytest.approx(10 * few["file_bytes"], rel=0.01)
     assert many["per_file_byte"] == (many["after_bytes"] - many["before_bytes"]) / many["file_bytes"]
-
