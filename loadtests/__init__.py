@@ -1,1 +1,1 @@
-"""Load generator for servers of the OpenAI completions API on this machine. Run with `python -m loadtests`."""
+"""Benchmarks on this machine. README.md lists what can be run."""

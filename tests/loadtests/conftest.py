@@ -18,6 +18,10 @@ from fastapi.responses import StreamingResponse
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # loadtests is a folder, not an installed package
 
+from loadtests.common.subject import Subject
+from onebasis.coefficients.basis_file import BasisSpec
+from tests.api.tiny_model import save_tiny_model
+
 TASKS = [f"task-{number:03}" for number in range(250)]
 
 
@@ -117,3 +121,20 @@ def serve() -> Iterator[Callable[..., FakeServer]]:
         server.should_exit = True
     for _, thread in running:
         thread.join(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, BasisSpec]:
+    """A tiny model, its basis and two tasks, as files; and what the basis holds."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny = save_tiny_model(folder)
+    files = [folder / f"{seed}.coef.safetensors" for seed in (1, 2)]
+    for seed, path in enumerate(files):
+        path.write_bytes(tiny.core_file(seed, scale=0.3))
+    return Subject(folder, tiny.basis_path, tuple(files)), tiny.basis
+
+
+def subject_options(subject: Subject) -> list[str]:
+    """The command line that names it."""
+    files = map(str, subject.coefficients)
+    return ["--model", str(subject.model), "--basis", str(subject.basis), "--coefficients", *files]

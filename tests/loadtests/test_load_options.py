@@ -2,11 +2,11 @@
 
 import pytest
 
-from loadtests.errors import LoadTestError
-from loadtests.loopback import loopback_url
-from loadtests.options import parse
-from loadtests.plan import measured_requests, plan_runs, warmup_requests
-from loadtests.settings import Closed, Open, Server
+from loadtests.common.errors import LoadTestError
+from loadtests.load.loopback import loopback_url
+from loadtests.load.options import parse
+from loadtests.load.plan import measured_requests, plan_runs, warmup_requests
+from loadtests.load.settings import Closed, Open, Server
 
 URLS = ["--url", "a=http://127.0.0.1:8000", "--url", "b=http://[::1]:8001/"]
 TASKS = ["x", "y", "z"]

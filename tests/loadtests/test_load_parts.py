@@ -5,15 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from loadtests.arrivals import poisson_arrivals
-from loadtests.choice import choose_names, top1_share
-from loadtests.client import Answer
-from loadtests.loops import Outcome
-from loadtests.machine import git_commit
-from loadtests.plan import Run
-from loadtests.prompts import random_prompts
-from loadtests.settings import Closed, Server
-from loadtests.stats import percentile, summarise, table_rows
+from loadtests.common.processes import CpuUse
+from loadtests.load.arrivals import poisson_arrivals
+from loadtests.load.choice import choose_names, top1_share
+from loadtests.load.client import Answer
+from loadtests.load.loops import Outcome
+from loadtests.load.plan import Run
+from loadtests.load.prompts import random_prompts
+from loadtests.load.settings import Closed, Server
+from loadtests.load.stats import summarise, table_rows
 
 
 def test_arrivals_have_the_mean_and_the_spread_of_a_poisson_process():
@@ -56,25 +56,15 @@ def test_prompts_have_the_exact_length_range_and_seed():
     assert prompts != list(random_prompts(300, n_tokens=7, vocab=(11, 13), seed="t"))
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 99, 101])
-def test_percentiles_are_numpys(n):
-    values = np.random.default_rng(n).exponential(size=n).tolist()
-    for p in (0, 50, 90, 99, 100):
-        assert percentile(values, p) == pytest.approx(np.percentile(values, p))
-
-
-def test_a_percentile_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="no values"):
-        percentile([], 50)
-
-
 def _answer(due_s: float, sent_s: float, times_s: tuple[float, ...], error: str | None = None) -> Answer:
     return Answer(due_s, sent_s, due_s + 9.0, times_s, len(times_s), error)
 
 
 def _round(number: int, *answers: Answer):
     run = Run(Server("a", "http://[::1]"), Closed(1, 9), number, ("x", "y", "z"), "3 tasks", (), 9)
-    return summarise(run, Outcome(answers, wall_s=2.0), models=["x", "y", "x", "x"], warmup_errors=[])
+    return summarise(
+        run, Outcome(answers, wall_s=2.0), models=["x", "y", "x", "x"], warmup_errors=[], cpu=CpuUse(1.5, 0.25 * number)
+    )
 
 
 def test_latency_begins_when_the_request_was_due():
@@ -95,15 +85,4 @@ def test_a_row_is_the_median_over_rounds_and_the_sum_of_errors():
     ]
     [row] = table_rows(rounds)
     assert (row.ttft_p50_ms, row.n_rounds, row.n_requests, row.n_errors) == (2000, 4, 5, 2)
-
-
-def test_the_commit_is_read_from_loose_packed_and_detached_heads(tmp_path):
-    assert git_commit(tmp_path) is None
-    (tmp_path / "HEAD").write_text("ref: refs/heads/main\n")
-    (tmp_path / "packed-refs").write_text("# pack-refs\nabc123 refs/heads/main\n")
-    assert git_commit(tmp_path) == "abc123"
-    (tmp_path / "refs" / "heads").mkdir(parents=True)
-    (tmp_path / "refs" / "heads" / "main").write_text("def456\n")
-    assert git_commit(tmp_path) == "def456"
-    (tmp_path / "HEAD").write_text("0a1b2c\n")
-    assert git_commit(tmp_path) == "0a1b2c"
+    assert (row.server_cores, row.other_cores) == (1.5, 0.625)

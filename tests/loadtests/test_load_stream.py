@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from loadtests.sse import StreamFault, TokenStream
+from loadtests.load.sse import StreamFault, TokenStream
 
 
 def _stream(*choices: dict[str, object]) -> TokenStream:

@@ -7,7 +7,7 @@ from time import perf_counter
 
 import httpx
 
-from loadtests.client import Answer, Request, complete
+from loadtests.load.client import Answer, Request, complete
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import floor
 from statistics import fmean, median
 
-from loadtests.choice import top1_share
-from loadtests.loops import Outcome
-from loadtests.plan import Run
+from loadtests.common.processes import CpuUse
+from loadtests.common.timing import percentile
+from loadtests.load.choice import top1_share
+from loadtests.load.loops import Outcome
+from loadtests.load.plan import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class RoundResult:
     n_models: int  # to choose from
     n_models_named: int  # that some request named
     top1_share: float
+    cpu: CpuUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +67,9 @@ class Row:
     itl_p99_ms: float | None
     events_per_token: float | None
     top1_share: float
+    server_cores: float | None  # None: the server's process can't be seen
+    other_cores: float
     n_errors: int
-
-
-def percentile(values: Sequence[float], p: float) -> float:
-    """The p-th percentile, p in 0..100, by linear interpolation between the two closest ranks.
-
-    Of n sorted values it lies at rank (n - 1) * p / 100, counted from 0: numpy's default, "type 7". Below
-    100 values p99 therefore lies between the two largest.
-
-    Raises:
-        ValueError: no values.
-    """
-    if not values:
-        raise ValueError("no values to take a percentile of")
-    ordered = sorted(values)
-    rank = (len(ordered) - 1) * p / 100
-    low = floor(rank)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
 
 
 def spread_ms(times_s: Iterable[float]) -> Spread | None:
@@ -95,7 +81,9 @@ def spread_ms(times_s: Iterable[float]) -> Spread | None:
     return Spread(len(values), fmean(values), p50, p90, p99, values[-1])
 
 
-def summarise(run: Run, outcome: Outcome, *, models: Sequence[str], warmup_errors: Sequence[str]) -> RoundResult:
+def summarise(
+    run: Run, outcome: Outcome, *, models: Sequence[str], warmup_errors: Sequence[str], cpu: CpuUse
+) -> RoundResult:
     """Numbers of one measured run. models: what each of its requests named."""
     good = [answer for answer in outcome.answers if answer.error is None]
     errors = [answer.error for answer in outcome.answers if answer.error is not None]
@@ -121,6 +109,7 @@ def summarise(run: Run, outcome: Outcome, *, models: Sequence[str], warmup_error
         n_models=len(run.names),
         n_models_named=len(set(models)),
         top1_share=top1_share(models),
+        cpu=cpu,
     )
 
 
@@ -151,6 +140,8 @@ def _row(rounds: Sequence[RoundResult]) -> Row:
         itl_p99_ms=_median([spread.p99 for spread in itl]),
         events_per_token=_median(events_per_token),
         top1_share=median(result.top1_share for result in rounds),
+        server_cores=_median([cores for cores in (result.cpu.server_cores for result in rounds) if cores is not None]),
+        other_cores=median(result.cpu.other_cores for result in rounds),
         n_errors=sum(result.n_errors for result in rounds),
     )
 

@@ -2,17 +2,19 @@
 
 import os
 import platform
+import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("onebasis", "torch", "transformers", "httpx")
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGES = ("onebasis", "torch", "transformers", "httpx", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Versions are those of the Python that runs the load test; a server may run in another."""
+    """Versions are those of the Python that runs the benchmark; a server may run in another."""
 
     cpu: str
     n_cores: int
@@ -21,12 +23,12 @@ class Machine:
     system: str
     python: str
     packages: dict[str, str | None]  # None: not installed
-    git_commit: str | None  # of HEAD; edits since then are not seen
+    git_commit: str | None  # of HEAD, "-dirty" behind it if there were edits since; None outside of git
     utc: str
 
 
-def describe_machine(project: Path) -> Machine:
-    """Facts of now. project is the folder that has `.git`."""
+def describe_machine() -> Machine:
+    """Facts of now."""
     return Machine(
         cpu=_cpu_model(),
         n_cores=os.cpu_count() or 0,
@@ -35,24 +37,19 @@ def describe_machine(project: Path) -> Machine:
         system=platform.platform(),
         python=platform.python_version(),
         packages={package: _version(package) for package in PACKAGES},
-        git_commit=git_commit(project / ".git"),
+        git_commit=git_commit(PROJECT),
         utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def git_commit(git: Path) -> str | None:
-    """Commit that HEAD names, read from the files of a git folder; None if they do not tell."""
+def git_commit(folder: Path) -> str | None:
+    """The commit that the files of a folder are at."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        head = (git / "HEAD").read_text(encoding="ascii").strip()
-        if not head.startswith("ref: "):
-            return head
-        ref = head.removeprefix("ref: ")
-        if (git / ref).is_file():
-            return (git / ref).read_text(encoding="ascii").strip()
-        packed = (git / "packed-refs").read_text(encoding="utf-8").splitlines()
-    except OSError:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    return next((line.split()[0] for line in packed if line.endswith(f" {ref}")), None)
+    return done.stdout.strip()
 
 
 def _cpu_model() -> str:

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
+from types import MappingProxyType
 
 import httpx
 
-from loadtests.sse import StreamFault, TokenStream
+from loadtests.load.sse import StreamFault, TokenStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,10 @@ class Answer:
     error: str | None
 
 
-def make_request(model: str, prompt: list[int], n_output_tokens: int) -> Request:
-    """A streaming greedy request for exactly n_output_tokens."""
+def make_request(
+    model: str, prompt: list[int], n_output_tokens: int, *, extra: Mapping[str, object] = MappingProxyType({})
+) -> Request:
+    """A streaming greedy request for exactly n_output_tokens; `extra` fields go into its body."""
     fields = {
         "model": model,
         "prompt": prompt,
@@ -42,6 +46,7 @@ def make_request(model: str, prompt: list[int], n_output_tokens: int) -> Request
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **extra,
     }
     return Request(model, json.dumps(fields).encode(), len(prompt), n_output_tokens)
 

@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from loadtests.choice import Choice
+from loadtests.load.choice import Choice
+
+Dialect = Literal["openai", "llamacpp"]
+"""How a request names its task: in `model`, or by its number in `lora` as llama.cpp's server wants it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +16,7 @@ class Server:
 
     name: str
     url: str
+    dialect: Dialect = "openai"
 
 
 @dataclass(frozen=True, slots=True)

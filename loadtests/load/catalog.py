@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from loadtests.errors import LoadTestError
+from loadtests.common.errors import LoadTestError
 
 PAGE_SIZE = 100
 

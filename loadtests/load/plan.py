@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loadtests.arrivals import poisson_arrivals
-from loadtests.choice import choose_names
-from loadtests.client import Request, make_request
-from loadtests.errors import LoadTestError
-from loadtests.prompts import random_prompts
-from loadtests.settings import Load, Open, Server, Settings
+from loadtests.common.errors import LoadTestError
+from loadtests.load.arrivals import poisson_arrivals
+from loadtests.load.choice import choose_names
+from loadtests.load.client import Request, make_request
+from loadtests.load.prompts import random_prompts
+from loadtests.load.settings import Load, Open, Server, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Run:
     scenario: str
     arrivals_s: tuple[float, ...]  # empty in a closed loop
     n_requests: int
+    has_tasks: bool = True  # False: `names` is the bare model's
 
     def seed(self, settings: Settings, purpose: str) -> str:
         """The same for all servers, so that they get the same work; different wherever prompts must be new."""
@@ -58,6 +59,7 @@ def plan_runs(settings: Settings, tasks: Sequence[str], base_models: Mapping[str
                     scenario=_label(n_tasks),
                     arrivals_s=arrivals_s,
                     n_requests=len(arrivals_s) if isinstance(load, Open) else load.n_requests,
+                    has_tasks=n_tasks > 0,
                 )
                 for n_tasks, server in pairs[first:] + pairs[:first]
             ]
@@ -73,18 +75,29 @@ def measured_requests(run: Run, settings: Settings) -> list[Request]:
         zipf_a=settings.zipf_a,
         seed=run.seed(settings, "choice"),
     )
-    return _requests(names, settings, run.seed(settings, "prompts"))
+    return _requests(run, names, settings, run.seed(settings, "prompts"))
 
 
 def warmup_requests(run: Run, settings: Settings) -> list[Request]:
     """Requests to send first: other prompts, the tasks in turn."""
     names = [run.names[i % len(run.names)] for i in range(settings.n_warmup)]
-    return _requests(names, settings, run.seed(settings, "warm-up"))
+    return _requests(run, names, settings, run.seed(settings, "warm-up"))
 
 
-def _requests(names: Sequence[str], settings: Settings, seed: str) -> list[Request]:
+def _requests(run: Run, names: Sequence[str], settings: Settings, seed: str) -> list[Request]:
     prompts = random_prompts(len(names), n_tokens=settings.n_prompt_tokens, vocab=settings.vocab, seed=seed)
-    return [make_request(name, prompt, settings.n_output_tokens) for name, prompt in zip(names, prompts, strict=True)]
+    return [
+        make_request(name, prompt, settings.n_output_tokens, extra=_extra(run, name))
+        for name, prompt in zip(names, prompts, strict=True)
+    ]
+
+
+def _extra(run: Run, name: str) -> dict[str, object]:
+    """llama.cpp's server counts its adapters in the order in which it was given them."""
+    if run.server.dialect == "openai":
+        return {}
+    chosen = [{"id": run.names.index(name), "scale": 1.0}] if run.has_tasks else []
+    return {"lora": chosen, "cache_prompt": False}
 
 
 def _arrivals(load: Load, seed: int, round_number: int) -> tuple[float, ...]:

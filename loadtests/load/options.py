@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from loadtests.choice import CHOICES
-from loadtests.loopback import loopback_url
-from loadtests.settings import Closed, Load, Open, Server, Settings
+from loadtests.load.choice import CHOICES
+from loadtests.load.loopback import loopback_url
+from loadtests.load.settings import Closed, Load, Open, Server, Settings
 
 T = TypeVar("T", int, float)
 

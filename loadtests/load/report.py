@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadtests.stats import RoundResult, Row
+from loadtests.load.stats import RoundResult, Row
 
 COLUMNS = (
     "server",
@@ -20,10 +20,12 @@ COLUMNS = (
     "ITL p50 ms",
     "ITL p99 ms",
     "top-1 share",
+    "other cores",
     "errors",
 )
 N_TEXT_COLUMNS = 3  # the rest are numbers, set to the right
 LATE_MS = 5.0
+DISTURBED_CORES = 0.3
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
@@ -58,6 +60,10 @@ def remarks(results: Sequence[RoundResult]) -> list[str]:
             lines.append(f"{place}: requests named {result.n_models_named} of the {result.n_models} tasks")
         if result.send_lag_ms is not None and result.send_lag_ms.p99 > LATE_MS:
             lines.append(f"{place}: requests left up to {result.send_lag_ms.p99:.0f} ms late (p99); client too slow")
+        if result.cpu.other_cores > DISTURBED_CORES:
+            lines.append(
+                f"{place}: other processes took {result.cpu.other_cores:.2f} cores; measure on a quiet machine"
+            )
     return lines
 
 
@@ -80,6 +86,7 @@ def _cells(row: Row) -> list[str]:
         _ms(row.itl_p50_ms),
         _ms(row.itl_p99_ms),
         f"{row.top1_share:.0%}",
+        f"{row.other_cores:.2f}",
         str(row.n_errors),
     ]
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from loadtests.catalog import base_model_name, task_names
-from loadtests.client import open_client
-from loadtests.loops import closed_loop, open_loop
-from loadtests.plan import Run, measured_requests, plan_runs, warmup_requests
-from loadtests.settings import Open, Settings
-from loadtests.stats import RoundResult, summarise
+from loadtests.common.processes import cpu_times, cpu_use, server_process
+from loadtests.load.catalog import base_model_name, task_names
+from loadtests.load.client import open_client
+from loadtests.load.loops import closed_loop, open_loop
+from loadtests.load.plan import Run, measured_requests, plan_runs, warmup_requests
+from loadtests.load.settings import Open, Settings
+from loadtests.load.stats import RoundResult, summarise
 
 
 async def ask_and_plan(settings: Settings) -> list[Run]:
@@ -39,6 +40,8 @@ async def measure(run: Run, settings: Settings, on_answer: Callable[[], None]) -
             timeout_s=timeout_s,
             on_answer=lambda: None,
         )
+        server = server_process(run.server.url)
+        before = cpu_times(server)
         if isinstance(run.load, Open):
             outcome = await open_loop(
                 client, requests, arrivals_s=run.arrivals_s, timeout_s=timeout_s, on_answer=on_answer
@@ -48,9 +51,11 @@ async def measure(run: Run, settings: Settings, on_answer: Callable[[], None]) -
             outcome = await closed_loop(
                 client, requests, concurrency=concurrency, timeout_s=timeout_s, on_answer=on_answer
             )
+        cpu = cpu_use(before, cpu_times(server), has_server=server is not None)
     return summarise(
         run,
         outcome,
         models=[request.model for request in requests],
         warmup_errors=[answer.error for answer in warmup.answers if answer.error is not None],
+        cpu=cpu,
     )

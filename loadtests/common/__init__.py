@@ -1,0 +1,1 @@
+"""What all benchmarks need: the machine, interleaved timing, the file of a run."""

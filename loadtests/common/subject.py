@@ -1,0 +1,56 @@
+"""What is measured: a base model, a basis for it, and real coefficient files. By default the demo's."""
+
+import argparse
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from onebasis.demo.demo_pack import DemoPack
+from onebasis.demo.embedded_model import ensure_model
+from onebasis.demo.server_process import ServerProcess
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Paths on this machine."""
+
+    model: Path
+    basis: Path
+    coefficients: tuple[Path, ...]
+
+    def server(self, folder: Path) -> ServerProcess:
+        """A server of it on a free port, with a registry of its own; registry and log lie in `folder`."""
+        options = [
+            *("--model", str(self.model), "--basis", str(self.basis), "--served-model-name", "base"),
+            *("--store", f"sqlite:///{folder / 'tasks.db'}", "--log-level", "warning"),
+        ]
+        return ServerProcess(options, port=_free_port(), log=folder / "server.log")
+
+
+def add_subject_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --basis, --coefficients; all three or none."""
+    add = parser.add_argument_group("what is served", "the demo's model and pack by default").add_argument
+    add("--model", type=Path, metavar="DIR", help="base model")
+    add("--basis", type=Path, metavar="FILE", help="basis of this model")
+    add("--coefficients", type=Path, nargs="+", metavar="FILE", help="real tasks; synthetic ones are made from them")
+
+
+def subject_of(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> Subject:
+    """The subject that was asked for; the demo's model is fetched once."""
+    given = [asked.model, asked.basis, asked.coefficients]
+    if all(value is None for value in given):
+        pack = DemoPack.shipped()
+        model = ensure_model(platformdirs.user_cache_path("onebasis"))
+        return Subject(model, pack.basis, tuple(pack.coefficients(task) for task in pack.tasks()))
+    if any(value is None for value in given):
+        parser.error("--model, --basis and --coefficients belong together: give all three or none")
+    return Subject(asked.model, asked.basis, tuple(asked.coefficients))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,40 @@
+"""The benchmarks that start servers of their own, on a tiny model."""
+
+import json
+
+import pytest
+
+from loadtests import registered, server
+from tests.loadtests.conftest import subject_options
+
+SMALL = ["--vocab", "10-250", "--prompt-tokens", "7", "--output-tokens", "4", "--warmup", "1", "--rounds", "2"]
+SMALL += ["--requests", "3"]
+
+
+def test_a_server_is_filled_and_measured_bare_and_with_few_and_all_tasks(tiny_subject, tmp_path, capsys):
+    file = tmp_path / "server.json"
+    arguments = [*subject_options(tiny_subject[0]), "--registered", "40", "--concurrency", "1,2", "--json", str(file)]
+    assert server.main([*arguments, *SMALL]) == 0
+    saved = json.loads(file.read_text())
+    assert [row["scenario"] for row in saved["table"]] == ["bare", "1 task", "32 tasks", "40 tasks"] * 2
+    assert all(part["n_errors"] == 0 and part["cpu"]["server_cores"] > 0 for part in saved["rounds"])
+    assert len(saved["rounds"]) == 2 * 2 * 4
+    order = [part["scenario"] for part in saved["rounds"] if part["load"] == "1 client"]
+    assert order == ["bare", "1 task", "32 tasks", "40 tasks", "1 task", "32 tasks", "40 tasks", "bare"]
+    limit = saved["limit"]
+    assert limit["output_tokens_per_s"] == pytest.approx(4 * limit["gemm_tflops"] * 1e3 / limit["gflop_per_request"])
+    assert "limit of these cores" in capsys.readouterr().out
+
+
+def test_servers_with_few_and_many_tasks_take_turns(tiny_subject, tmp_path):
+    file = tmp_path / "registered.json"
+    arguments = [*subject_options(tiny_subject[0]), "--registered", "3,30", "--json", str(file)]
+    assert registered.main([*arguments, *SMALL]) == 0
+    saved = json.loads(file.read_text())
+    order = [part["server"] for part in saved["rounds"]]
+    assert order == ["3 registered", "30 registered", "30 registered", "3 registered"]
+    assert [part["n_models"] for part in saved["rounds"]] == [3, 30, 30, 3]
+    assert [point["n_registered"] for point in saved["ttft"]] == [3, 30]
+    few, many = saved["memory"]
+    assert many["file_bytes"] == pytest.approx(10 * few["file_bytes"], rel=0.01)
+    assert many["per_file_byte"] == (many["after_bytes"] - many["before_bytes"]) / many["file_bytes"]
