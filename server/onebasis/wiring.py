@@ -17,6 +17,7 @@ from onebasis.core.config import MIB, ServeConfig
 from onebasis.core.errors import SetupError
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.interface import EngineLimits
+from onebasis.engine.ledger import QueueLimits
 from onebasis.engine.loop import EngineLoop
 from onebasis.engine.runner import Runner
 from onebasis.engine.scheduler import Scheduler
@@ -64,6 +65,8 @@ def build_server(config: ServeConfig) -> Server:
         max_model_len=_max_model_len(config, base, n_blocks),
         n_vocab=int(base.text_config.vocab_size),
         max_sequences=config.max_running + config.max_waiting,
+        default_timeout_s=config.default_timeout_s,
+        max_timeout_s=config.max_timeout_s,
     )
     store = TaskStore(config.store)
     registry = TaskRegistry(store, None if basis is None else basis.spec, base.name)
@@ -116,10 +119,16 @@ def _build_engine(
         scheduler=Scheduler(pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens),
         runner=Runner(Decoder(base, cache, step), arena, block_size=config.block_size, device=device),
         limits=limits,
-        max_in_flight=config.max_running + config.max_waiting,
+        queue_limits=_queue_limits(config),
         max_resident_tasks=0 if arena is None else arena.n_slots,
+        stall_s=config.stall_s,
         metrics=metrics,
     )
+
+
+def _queue_limits(config: ServeConfig) -> QueueLimits:
+    share = config.max_waiting // 2 if config.max_waiting_per_tenant is None else config.max_waiting_per_tenant
+    return QueueLimits(config.max_running, config.max_waiting, max_waiting_per_tenant=share)
 
 
 def _device(config: ServeConfig) -> torch.device:

@@ -19,8 +19,20 @@ def make_request(
     sampling: SamplingParams = GREEDY,
     stop_token_ids: frozenset[int] = frozenset(),
     sink: EventSink = drop,
+    tenant: str | None = None,
+    deadline_s: float | None = None,
 ) -> GenerateRequest:
-    return GenerateRequest(request_id, prompt_ids, task, max_tokens, sampling, stop_token_ids, sink)
+    return GenerateRequest(
+        request_id,
+        prompt_ids,
+        task,
+        max_tokens,
+        sampling,
+        stop_token_ids,
+        sink,
+        tenant=tenant,
+        deadline_s=deadline_s,
+    )
 
 
 def make_sequence(request_id: str, n_prompt: int, *, max_tokens: int = 8) -> EngineSequence:

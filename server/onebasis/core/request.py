@@ -84,7 +84,9 @@ class TokenEvent:
 
 
 EventSink = Callable[[TokenEvent], None]
-"""Takes the events of one request, in order, on the engine thread. Must not block and must not raise."""
+"""Takes the events of one request, in order; the last may come on another thread. Must not block, nor call submit.
+
+What it raises ends its own request."""
 
 
 @dataclass(frozen=True, slots=True)

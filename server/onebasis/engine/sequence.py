@@ -5,7 +5,7 @@ from onebasis.core.request import FinishReason, GenerateRequest
 
 
 class EngineSequence:
-    """Tokens so far, and how many of them are in the KV cache. Engine thread only.
+    """Tokens so far, and how many of them are in the KV cache. Made by the caller's thread, then the engine thread's.
 
     Invariant: n_computed <= n_tokens, and `blocks` hold at least n_computed tokens. The scheduler owns `blocks`
     and `n_computed`, the loop owns `slot` and the times.
