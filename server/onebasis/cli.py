@@ -6,7 +6,6 @@ from typing import Annotated
 
 import torch
 import typer
-import uvicorn
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import (
@@ -21,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from onebasis import __version__
+from onebasis.api.http_server import HttpServer
 from onebasis.core.config import ServeConfig
 from onebasis.core.errors import ServeError
 from onebasis.core.ids import parse_task_name
@@ -105,17 +105,15 @@ def serve(
     server = build_server(config)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not walk it again while requests run
+    http = HttpServer(
+        server.app, server.drain, server.engine, host=config.host, port=config.port, drain_s=config.drain_s
+    )
     try:
-        uvicorn.run(
-            server.app,
-            host=config.host,
-            port=config.port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=config.drain_s,
-        )
+        http.run()
     finally:
         server.close()
+    if http.force_exit:
+        raise typer.Exit(1)
 
 
 @basis_app.command("build")

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from onebasis import __version__
 from onebasis.api.app import create_app
 from onebasis.api.deps import Services
+from onebasis.api.drain import Drain
 from onebasis.coefficients.arena import Arena
 from onebasis.coefficients.registry import TaskRegistry
 from onebasis.coefficients.store import TaskStore
@@ -40,6 +41,7 @@ class Server:
     app: FastAPI
     engine: EngineLoop
     store: TaskStore
+    drain: Drain
 
     def close(self) -> None:
         """Stop the engine, close the registry's database."""
@@ -92,11 +94,12 @@ def build_server(config: ServeConfig) -> Server:
         started_at=int(time.time()),
         fingerprint=_system_fingerprint(fingerprint, basis),
         max_body_bytes=config.max_body_bytes,
+        drain=Drain(metrics),
     )
     engine.start()
     n_tasks = registry.snapshot().n_registered
     _log.info("ready: %s in %s, %d tasks, %d KV blocks", base.name, config.dtype, n_tasks, n_blocks)
-    return Server(create_app(services), engine, store)
+    return Server(create_app(services), engine, store, services.drain)
 
 
 def _build_engine(

@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from onebasis import __version__
 from onebasis.api import chat, completions, models, ops, tasks
 from onebasis.api.deps import Services
+from onebasis.api.drain import DrainGate
 from onebasis.api.errors import ErrorBody, install_error_handlers
 from onebasis.api.middleware import BodyLimit, Observed
 
@@ -22,5 +23,6 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(module.router, responses={"default": {"model": ErrorBody, "description": "Any failure"}})
     install_error_handlers(app)
     app.add_middleware(BodyLimit, limit_bytes=services.max_body_bytes)
+    app.add_middleware(DrainGate, drain=services.drain)
     app.add_middleware(Observed, metrics=services.metrics)  # outermost: it sees every answer
     return app

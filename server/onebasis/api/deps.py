@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from onebasis.api.drain import Drain
 from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.registry import TaskRegistry
 from onebasis.core.ids import Digest
@@ -29,6 +30,7 @@ class Services:
     started_at: int
     fingerprint: str
     max_body_bytes: int
+    drain: Drain
 
     @property
     def basis_digest(self) -> Digest | None:
