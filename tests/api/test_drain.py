@@ -134,7 +134,7 @@ def test_a_second_signal_ends_at_once(start_process: StartProcess):
 
 
 def test_bytes_that_are_no_http_get_the_envelope(server):
-    for garbage in (b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nHost x"):
+    for garbage in (b"\x16\x03\x01\x02\x00", b"GET / HTTX/1.1", b"GET / HTTP/1.1\r\nHost x"):
         with server.raw() as connection:
             connection.sendall(garbage + b"\r\n\r\n")
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
