@@ -98,6 +98,7 @@ def serve(
     drain_s: Annotated[int, typer.Option(envvar="ONEBASIS_DRAIN_S")] = _DEFAULTS.drain_s,
     log_level: Annotated[str, typer.Option(envvar="ONEBASIS_LOG_LEVEL")] = _DEFAULTS.log_level,
     log_json: Annotated[bool, typer.Option(envvar="ONEBASIS_LOG_JSON")] = _DEFAULTS.log_json,
+    otlp_endpoint: Annotated[str | None, typer.Option(envvar="ONEBASIS_OTLP_ENDPOINT")] = None,
 ) -> None:
     """Serve a base model, and tasks over a basis, on HTTP. What each option means: ServeConfig in core/config.py."""
     config = ServeConfig.model_validate(locals())

@@ -30,6 +30,7 @@ from onebasis.model.loader import LoadedBase, load_base
 from onebasis.model.text import ModelText
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import CacheConfig
+from onebasis.telemetry.traces import Traces, otlp_traces
 
 _log = logging.getLogger(__name__)
 
@@ -42,11 +43,14 @@ class Server:
     engine: EngineLoop
     store: TaskStore
     drain: Drain
+    traces: Traces | None
 
     def close(self) -> None:
-        """Stop the engine, close the registry's database."""
+        """Stop the engine, close the registry's database, send the last spans."""
         self.engine.stop()
         self.store.close()
+        if self.traces is not None:
+            self.traces.close()
 
 
 def build_server(config: ServeConfig) -> Server:
@@ -73,6 +77,7 @@ def build_server(config: ServeConfig) -> Server:
     store = TaskStore(config.store)
     registry = TaskRegistry(store, None if basis is None else basis.spec, base.name)
     registry.load()
+    traces = _traces(config, base.name)
     metrics = Metrics(
         model_name=base.name,
         version=__version__,
@@ -83,7 +88,7 @@ def build_server(config: ServeConfig) -> Server:
         engine=lambda: engine.snapshot(),
         registry=registry.snapshot,
     )
-    engine = _build_engine(config, base, basis, n_blocks=n_blocks, limits=limits, metrics=metrics)
+    engine = _build_engine(config, base, basis, n_blocks=n_blocks, limits=limits, metrics=metrics, traces=traces)
     services = Services(
         engine=engine,
         registry=registry,
@@ -95,11 +100,12 @@ def build_server(config: ServeConfig) -> Server:
         fingerprint=_system_fingerprint(fingerprint, basis),
         max_body_bytes=config.max_body_bytes,
         drain=Drain(metrics),
+        traces=traces,
     )
     engine.start()
     n_tasks = registry.snapshot().n_registered
     _log.info("ready: %s in %s, %d tasks, %d KV blocks", base.name, config.dtype, n_tasks, n_blocks)
-    return Server(create_app(services), engine, store, services.drain)
+    return Server(create_app(services), engine, store, services.drain, traces)
 
 
 def _build_engine(
@@ -110,6 +116,7 @@ def _build_engine(
     n_blocks: int,
     limits: EngineLimits,
     metrics: Metrics,
+    traces: Traces | None,
 ) -> EngineLoop:
     """The native engine over `base`, whose layers it takes over."""
     dtype, device = base.model.dtype, base.model.device
@@ -126,7 +133,14 @@ def _build_engine(
         max_resident_tasks=0 if arena is None else arena.n_slots,
         stall_s=config.stall_s,
         metrics=metrics,
+        traces=traces,
     )
+
+
+def _traces(config: ServeConfig, model_name: str) -> Traces | None:
+    if config.otlp_endpoint is None:
+        return None
+    return otlp_traces(config.otlp_endpoint, model_name=model_name, version=__version__)
 
 
 def _queue_limits(config: ServeConfig) -> QueueLimits:

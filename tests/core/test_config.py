@@ -56,6 +56,7 @@ def test_a_setting_that_does_not_exist_is_refused() -> None:
         ("max_body_bytes", 0),
         ("drain_s", -1),
         ("log_level", "verbose"),
+        ("otlp_endpoint", "collector:4318"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:

@@ -7,7 +7,7 @@ from onebasis.api import chat, completions, models, ops, tasks
 from onebasis.api.deps import Services
 from onebasis.api.drain import DrainGate
 from onebasis.api.errors import ErrorBody, install_error_handlers
-from onebasis.api.middleware import BodyLimit, Observed
+from onebasis.api.middleware import BodyLimit, Observed, Traced
 
 
 def create_app(services: Services) -> FastAPI:
@@ -24,5 +24,7 @@ def create_app(services: Services) -> FastAPI:
     install_error_handlers(app)
     app.add_middleware(BodyLimit, limit_bytes=services.max_body_bytes)
     app.add_middleware(DrainGate, drain=services.drain)
+    if services.traces is not None:
+        app.add_middleware(Traced, traces=services.traces)
     app.add_middleware(Observed, metrics=services.metrics)  # outermost: it sees every answer
     return app

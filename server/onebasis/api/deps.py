@@ -12,6 +12,7 @@ from onebasis.core.ids import Digest
 from onebasis.engine.interface import Engine
 from onebasis.model.text import ModelText
 from onebasis.telemetry.metrics import Metrics
+from onebasis.telemetry.traces import Traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Services:
     fingerprint: str
     max_body_bytes: int
     drain: Drain
+    traces: Traces | None
 
     @property
     def basis_digest(self) -> Digest | None:

@@ -22,6 +22,7 @@ from onebasis.core.request import (
 from onebasis.engine.interface import Engine, EngineLimits
 from onebasis.engine.text import TextStream
 from onebasis.model.text import ModelText
+from onebasis.telemetry.request_context import request_fields
 
 _LEAST_LOGPROB = -9999.0  # OpenAI's for "hardly possible"; JSON has no word for -inf or NaN
 
@@ -145,6 +146,7 @@ class Generation:
                     sink=sink,
                     n_choices=self._plan.n,
                     deadline_s=self._plan.deadline_s,
+                    traceparent=request_fields().get("traceparent"),
                 )
             )
         self._engine.submit(requests)

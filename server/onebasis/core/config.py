@@ -63,6 +63,8 @@ class ServeConfig(BaseModel):
     """How long requests may go on after SIGTERM; then they end with an error."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """Base URL of an OpenTelemetry collector, as http://collector:4318; by default nothing is traced."""
 
     @model_validator(mode="after")
     def _steps_hold_all_decodes(self) -> "ServeConfig":

@@ -104,6 +104,7 @@ class GenerateRequest:
         n_choices: how many sequences the client asked for with this one, for the metrics.
         tenant: whose request it is, for fair shares; None where nobody is told apart.
         priority: lower is served first (vLLM's convention).
+        traceparent: W3C's name of the span that this is part of; None where nobody traces.
         deadline_s: time.monotonic() after which the answer is worth nothing; None for no limit.
     """
 
@@ -118,3 +119,4 @@ class GenerateRequest:
     tenant: str | None = None
     priority: int = 0
     deadline_s: float | None = None
+    traceparent: str | None = None

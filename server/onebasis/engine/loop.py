@@ -18,6 +18,7 @@ from onebasis.engine.sequence import EngineSequence
 from onebasis.engine.watchdog import Watchdog
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import EngineSnapshot, RequestReport, StepReport
+from onebasis.telemetry.traces import Traces
 
 _log = logging.getLogger(__name__)
 _IDLE_WAIT_S = 0.5
@@ -60,12 +61,14 @@ class EngineLoop:
         max_resident_tasks: int,
         stall_s: float,
         metrics: Metrics,
+        traces: Traces | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._limits = limits
         self._max_resident_tasks = max_resident_tasks
         self._metrics = metrics
+        self._traces = traces
         self._sequences: dict[str, EngineSequence] = {}
         self._n_failed_steps = 0
         self._n_beats = 0
@@ -261,7 +264,10 @@ class EngineLoop:
         error: Exception | None = None,
     ) -> None:
         """Count the ending and tell it. For the one thread that took it from the ledger."""
-        self._metrics.observe_finished(_report(sequence, finish))
+        report = _report(sequence, finish)
+        self._metrics.observe_finished(report)
+        if self._traces is not None:
+            self._traces.observe_finished(report)
         event = TokenEvent(
             sequence.request_id,
             None if sampled is None else sampled.token_id,
@@ -293,6 +299,9 @@ def _report(sequence: EngineSequence, finish: FinishReason) -> RequestReport:
         scheduled_s=sequence.scheduled_s,
         first_token_s=sequence.first_token_s,
         finished_s=time.monotonic(),
+        request_id=request.request_id,
+        digest=None if request.task is None else request.task.coefficients.digest,
+        traceparent=request.traceparent,
     )
 
 

@@ -61,3 +61,6 @@ class RequestReport:
     scheduled_s: float | None
     first_token_s: float | None
     finished_s: float
+    request_id: str = ""
+    digest: str | None = None  # of the task's coefficients
+    traceparent: str | None = None
