@@ -85,3 +85,12 @@ def test_retry_after_is_what_the_queue_takes_at_the_measured_rate(
     with pytest.raises(QueueFull) as refusal:
         ledger.accept(sequences("late"))
     assert refusal.value.retry_after_s == expected_s
+
+
+def test_a_tenant_with_nothing_in_flight_is_not_remembered():
+    ledger = Ledger(LIMITS)
+    for i in range(50):
+        [sequence] = sequences(f"r-{i}", f"tenant-{i}")
+        ledger.accept([sequence])
+        ledger.take(sequence)
+    assert not ledger._n_by_tenant
