@@ -6,7 +6,6 @@ from typing import Annotated
 
 import torch
 import typer
-import uvicorn
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import (
@@ -21,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from onebasis import __version__
+from onebasis.api.http_server import HttpServer
 from onebasis.core.config import ServeConfig
 from onebasis.core.errors import ServeError
 from onebasis.core.ids import parse_task_name
@@ -99,11 +99,16 @@ def serve(
     ] = _DEFAULTS.max_prefill_tokens,
     prefix_cache: Annotated[bool, typer.Option(envvar="ONEBASIS_PREFIX_CACHE")] = _DEFAULTS.prefix_cache,
     max_waiting: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_WAITING")] = _DEFAULTS.max_waiting,
+    max_waiting_per_tenant: Annotated[int | None, typer.Option(envvar="ONEBASIS_MAX_WAITING_PER_TENANT")] = None,
+    default_timeout_s: Annotated[float | None, typer.Option(envvar="ONEBASIS_DEFAULT_TIMEOUT_S")] = None,
+    max_timeout_s: Annotated[float | None, typer.Option(envvar="ONEBASIS_MAX_TIMEOUT_S")] = None,
+    stall_s: Annotated[float, typer.Option(envvar="ONEBASIS_STALL_S")] = _DEFAULTS.stall_s,
     arena_mib: Annotated[int, typer.Option(envvar="ONEBASIS_ARENA_MIB")] = _DEFAULTS.arena_mib,
     max_body_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_BODY_BYTES")] = _DEFAULTS.max_body_bytes,
     drain_s: Annotated[int, typer.Option(envvar="ONEBASIS_DRAIN_S")] = _DEFAULTS.drain_s,
     log_level: Annotated[str, typer.Option(envvar="ONEBASIS_LOG_LEVEL")] = _DEFAULTS.log_level,
     log_json: Annotated[bool, typer.Option(envvar="ONEBASIS_LOG_JSON")] = _DEFAULTS.log_json,
+    otlp_endpoint: Annotated[str | None, typer.Option(envvar="ONEBASIS_OTLP_ENDPOINT")] = None,
 ) -> None:
     """Serve a base model, and tasks over a basis, on HTTP. What each option means: ServeConfig in core/config.py."""
     config = ServeConfig.model_validate(locals())
@@ -111,17 +116,15 @@ def serve(
     server = build_server(config)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not walk it again while requests run
+    http = HttpServer(
+        server.app, server.drain, server.engine, host=config.host, port=config.port, drain_s=config.drain_s
+    )
     try:
-        uvicorn.run(
-            server.app,
-            host=config.host,
-            port=config.port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=config.drain_s,
-        )
+        http.run()
     finally:
         server.close()
+    if http.force_exit:
+        raise typer.Exit(1)
 
 
 @basis_app.command("build")

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from onebasis import __version__
 from onebasis.api.app import create_app
 from onebasis.api.deps import Services
+from onebasis.api.drain import Drain
 from onebasis.coefficients.arena import Arena
 from onebasis.coefficients.blend import Blends
 from onebasis.coefficients.follower import Follower
@@ -19,6 +20,7 @@ from onebasis.core.config import MIB, ServeConfig
 from onebasis.core.errors import SetupError
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.interface import EngineLimits
+from onebasis.engine.ledger import QueueLimits
 from onebasis.engine.loop import EngineLoop
 from onebasis.engine.prefix_cache import PrefixCache
 from onebasis.engine.runner import Runner
@@ -35,6 +37,7 @@ from onebasis.model.text import ModelText
 from onebasis.storage.database import Database
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import CacheConfig
+from onebasis.telemetry.traces import Traces, otlp_traces
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +50,16 @@ class Server:
     engine: EngineLoop
     follower: Follower
     database: Database
+    drain: Drain
+    traces: Traces | None
 
     def close(self) -> None:
-        """Stop the threads, close the database."""
+        """Stop the threads, close the database, send the last spans."""
         self.engine.stop()
         self.follower.stop()
         self.database.close()
+        if self.traces is not None:
+            self.traces.close()
 
 
 def build_server(config: ServeConfig) -> Server:
@@ -73,11 +80,14 @@ def build_server(config: ServeConfig) -> Server:
         max_model_len=_max_model_len(config, base, n_blocks),
         n_vocab=int(base.text_config.vocab_size),
         max_sequences=config.max_running + config.max_waiting,
+        default_timeout_s=config.default_timeout_s,
+        max_timeout_s=config.max_timeout_s,
     )
     database = Database(config.store)
     registry = TaskRegistry(TaskStore(database), None if basis is None else basis.spec, base.name)
     registry.follow()
     follower = Follower(registry)
+    traces = _traces(config, base.name)
     metrics = Metrics(
         model_name=base.name,
         version=__version__,
@@ -89,12 +99,12 @@ def build_server(config: ServeConfig) -> Server:
         registry=registry.snapshot,
     )
     engine = _build_engine(
-        config, base, basis, fingerprint=fingerprint, n_blocks=n_blocks, limits=limits, metrics=metrics
+        config, base, basis, fingerprint=fingerprint, n_blocks=n_blocks, limits=limits, metrics=metrics, traces=traces
     )
     services = Services(
         engine=engine,
         registry=registry,
-        blends=Blends(registry),
+        blends=Blends(registry, None if basis is None else basis.spec),
         basis=None if basis is None else basis.spec,
         basis_path=config.basis,
         text=ModelText(base.tokenizer, base.eos_token_ids, max_tokens=limits.max_model_len),
@@ -104,12 +114,14 @@ def build_server(config: ServeConfig) -> Server:
         fingerprint=_system_fingerprint(fingerprint, basis),
         max_body_bytes=config.max_body_bytes,
         lora_root=config.lora_root,
+        drain=Drain(metrics),
+        traces=traces,
     )
     engine.start()
     follower.start()
     n_tasks = registry.snapshot().n_registered
     _log.info("ready: %s in %s, %d tasks, %d KV blocks", base.name, config.dtype, n_tasks, n_blocks)
-    return Server(create_app(services), engine, follower, database)
+    return Server(create_app(services), engine, follower, database, services.drain, traces)
 
 
 def _build_engine(
@@ -121,6 +133,7 @@ def _build_engine(
     n_blocks: int,
     limits: EngineLimits,
     metrics: Metrics,
+    traces: Traces | None,
 ) -> EngineLoop:
     """The native engine over `base`, whose layers it takes over."""
     device = base.model.device
@@ -142,9 +155,11 @@ def _build_engine(
         scheduler=scheduler,
         runner=Runner(decoder, arena, block_size=config.block_size, device=device),
         limits=limits,
-        max_in_flight=config.max_running + config.max_waiting,
+        queue_limits=_queue_limits(config),
         max_resident_tasks=0 if arena is None else arena.n_slots,
+        stall_s=config.stall_s,
         metrics=metrics,
+        traces=traces,
     )
 
 
@@ -185,6 +200,17 @@ def _torch_decoder(
     adapt_model(base.model, basis, {} if arena is None else arena.site_cores, step)
     cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=config.block_size, dtype=dtype, device=device)
     return Decoder(base, cache, step)
+
+
+def _traces(config: ServeConfig, model_name: str) -> Traces | None:
+    if config.otlp_endpoint is None:
+        return None
+    return otlp_traces(config.otlp_endpoint, model_name=model_name, version=__version__)
+
+
+def _queue_limits(config: ServeConfig) -> QueueLimits:
+    share = config.max_waiting // 2 if config.max_waiting_per_tenant is None else config.max_waiting_per_tenant
+    return QueueLimits(config.max_running, config.max_waiting, max_waiting_per_tenant=share)
 
 
 def _device(config: ServeConfig) -> torch.device:

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import httpx
 import pytest
-import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
+from onebasis.api.http_server import HttpServer
 from onebasis.core.config import ServeConfig
 from onebasis.engine.runner import Runner
 from onebasis.wiring import Server, build_server
@@ -45,9 +45,8 @@ class RunningServer:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind(("127.0.0.1", 0))
         self.port: int = listener.getsockname()[1]
-        self._uvicorn = uvicorn.Server(
-            uvicorn.Config(self.parts.app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
-        )
+        parts = self.parts
+        self._uvicorn = HttpServer(parts.app, parts.drain, parts.engine, host="127.0.0.1", port=self.port, drain_s=2)
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()
         self.client = self.new_client()

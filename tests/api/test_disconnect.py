@@ -114,3 +114,42 @@ def test_a_stop_string_ends_the_sequence_in_the_engine_too(server):
     assert answer["choices"][0]["text"] == whole[:5]
     server.wait_until_idle()
     assert server.metric("vllm:generation_tokens_total") - before < 200
+
+
+def test_a_burst_that_leaves_in_every_phase_leaves_no_block_behind(start_server, gate: StepGate):
+    """Waiting, between two chunks of a prompt, decoding; streams and whole answers: all at once, all gone."""
+    server = start_server(max_running=8, max_step_tokens=16, max_waiting=100)
+    long_prompt = {"prompt": [7] * 40}
+    bodies = [body for _, body, _ in KINDS.values() if "n" not in body]
+    paths = [path for path, body, _ in KINDS.values() if "n" not in body]
+    with gate.shut():
+        decoding = [send(server, path, body) for path, body in zip(paths, bodies, strict=True)]
+        wait_until(lambda: server.parts.engine._ledger.n_open == 4, "the first requests did not arrive")
+        for _ in range(4):
+            gate.wait_for_a_step()
+            gate.let_a_step_pass()
+        prefilling = [send(server, "/v1/completions", {**long_prompt, "stream": bool(i % 2)}) for i in range(4)]
+        waiting = [send(server, path, body) for path, body in zip(paths * 4, bodies * 4, strict=True)]
+        wait_until(lambda: server.parts.engine._ledger.n_open == 24, "the rest did not arrive")
+        for _ in range(3):
+            gate.wait_for_a_step()
+            gate.let_a_step_pass()
+        gate.wait_for_a_step()
+        state = snapshot(server)
+        assert (state.n_running, state.n_waiting) == (5, 19), "four decode, one has begun its prompt, others wait"
+        assert server.metric("vllm:kv_cache_usage_perc") > 0
+        for connection in (*decoding, *prefilling, *waiting):
+            connection.close()
+        wait_until(
+            lambda: n_answers(server, "/v1/completions", 200) + n_answers(server, "/v1/completions", 499) == 14,
+            "the server did not notice",
+        )
+        wait_until(lambda: sum(_chat_answers(server)) == 10, "the server did not notice")
+        gate.let_a_step_pass()
+        wait_until(server.is_idle, "the step under way was not the last")
+    assert server.metric("vllm:kv_cache_usage_perc") == 0
+    assert server.metric("vllm:request_success_total", finished_reason="abort") == 24
+
+
+def _chat_answers(server):
+    return [n_answers(server, "/v1/chat/completions", status) for status in (200, 499)]

@@ -26,6 +26,7 @@ CODES = {
     "context_length_exceeded": 400,
     "model_not_found": 404,
     "task_unusable": 400,
+    "non_finite_output": 400,
     "task_not_found": 404,
     "version_not_found": 404,
     "route_not_found": 404,
@@ -55,6 +56,9 @@ CODES = {
     "wrong_basis": 400,
     "wrong_base": 400,
     "queue_full": 429,
+    "tenant_queue_full": 429,
+    "deadline_exceeded": 504,
+    "draining": 503,
     "engine_stopped": 503,
     "store_unavailable": 503,
     "store_damaged": 500,
@@ -204,7 +208,7 @@ def test_a_bug_is_500_with_the_envelope_and_the_request_s_id(server, monkeypatch
 def test_a_failure_in_the_engine_is_500_and_the_next_request_works(server, monkeypatch):
     before = server.text(BASE_NAME)
     with monkeypatch.context() as patch:
-        patch.setattr("onebasis.engine.runner.sample", lambda *_: 1 / 0)
+        patch.setattr("onebasis.engine.isolation.sample", lambda *_: 1 / 0)
         refused(server.post("/v1/completions", prompt="a"), 500, "internal")
         (event,) = server.stream("/v1/completions", prompt="a")
         assert event["error"]["code"] == "internal"

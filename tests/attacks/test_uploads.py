@@ -244,22 +244,26 @@ def mutated(rng: random.Random, files: list[bytes]) -> bytes:
 
 
 def test_finite_numbers_that_overflow_the_model_harm_only_their_own_answers(own_server, tiny):
-    """Such a task's logits are NaN: its answers are worthless, but they are answers, and no neighbour sees them."""
+    """Such a task's logits are NaN: its requests end with a named error, and no neighbour sees anything of them."""
     good = {name: own_server.complete(model=name, max_tokens=40)["choices"] for name in ("one", "two", BASE_NAME)}
     values = np.random.default_rng(0).choice([-3e38, 3e38], tiny.basis.n_core_numbers).astype(np.float32)
     ok(own_server.put_task("overflows", edited(tiny.core_file(0), tensors={"coefficients": raw_tensor(values)})))
     for sampling in ({"temperature": 0}, {"temperature": 1.0, "top_p": 0.5}, {"temperature": 1.0}):
         body = {"model": "overflows", "prompt": "the cat", "max_tokens": 40, "logprobs": 3} | sampling
-        assert own_server.complete(**body)["usage"]["completion_tokens"] == 40
-        assert len(own_server.stream("/v1/completions", **body)) == 40
-    own_server.chat(model="overflows", logprobs=True, top_logprobs=2)
+        refused(own_server.post("/v1/completions", **body), 400, "non_finite_output", "model")
+        [event] = own_server.stream("/v1/completions", **body)
+        assert event["error"]["code"] == "non_finite_output"
     for name, choices in good.items():
         assert own_server.complete(model=name, max_tokens=40)["choices"] == choices, "NaN stayed in the cache"
     models = ["overflows", "one", "overflows", "two", BASE_NAME] * 3
+    body = {"prompt": "the cat", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
     with ThreadPoolExecutor(len(models)) as pool:
-        answers = list(pool.map(lambda model: own_server.complete(model=model, max_tokens=40)["choices"], models))
-    for model, choices in zip(models, answers, strict=True):
-        assert model == "overflows" or choices == good[model], "a neighbour's NaN came through"
+        answers = list(pool.map(lambda model: own_server.post("/v1/completions", model=model, **body), models))
+    for model, answer in zip(models, answers, strict=True):
+        if model == "overflows":
+            refused(answer, 400, "non_finite_output", "model")
+        else:
+            assert ok(answer)["choices"] == good[model], "a neighbour's NaN came through"
     own_server.wait_until_idle()
 
 

@@ -48,10 +48,15 @@ def test_a_setting_that_does_not_exist_is_refused() -> None:
         ("max_running", 0),
         ("max_step_tokens", 0),
         ("max_waiting", -1),
+        ("max_waiting_per_tenant", -1),
+        ("default_timeout_s", 0),
+        ("max_timeout_s", 0),
+        ("stall_s", 0.5),
         ("arena_mib", 0),
         ("max_body_bytes", 0),
         ("drain_s", -1),
         ("log_level", "verbose"),
+        ("otlp_endpoint", "collector:4318"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
@@ -64,6 +69,11 @@ def test_a_step_holds_every_running_sequence(max_running: int, max_step_tokens: 
     assert "max_step_tokens must be at least max_running" in complaint(
         max_running=max_step_tokens + 1, max_step_tokens=max_step_tokens
     )
+
+
+def test_the_default_time_is_one_that_a_request_may_have() -> None:
+    assert config(default_timeout_s=9, max_timeout_s=9).default_timeout_s == 9
+    assert "default_timeout_s must be at most max_timeout_s" in complaint(default_timeout_s=10, max_timeout_s=9)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])

@@ -13,6 +13,7 @@ from onebasis.core.ids import Digest, digest_of
 from onebasis.core.request import FinishReason, GenerateRequest, SamplingParams, TokenEvent
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.interface import EngineLimits
+from onebasis.engine.ledger import QueueLimits
 from onebasis.engine.loop import EngineLoop
 from onebasis.engine.prefix_cache import PrefixCache
 from onebasis.engine.runner import Runner
@@ -102,9 +103,11 @@ def build_engine(
     max_running: int = 4,
     max_step_tokens: int = 12,
     n_slots: int | None = None,
-    max_in_flight: int = 1000,
+    max_waiting: int = 1000,
+    max_waiting_per_tenant: int = 1000,
     max_prefill_tokens: int | None = None,
     prefix_cache: bool = True,
+    stall_s: float = 60.0,
 ) -> Parts:
     """The engine that wiring builds, small. `base` is changed by it."""
     arena = None if basis is None else Arena(basis.spec, n_slots=n_slots or max_running, device=CPU)
@@ -132,8 +135,9 @@ def build_engine(
     engine = EngineLoop(
         scheduler=scheduler,
         runner=runner_type(Decoder(base, cache, step), arena, block_size=block_size, device=CPU),
-        limits=EngineLimits(n_blocks * block_size, N_VOCAB, max_in_flight),
-        max_in_flight=max_in_flight,
+        limits=EngineLimits(n_blocks * block_size, N_VOCAB, max_running + max_waiting),
+        queue_limits=QueueLimits(max_running, max_waiting, max_waiting_per_tenant),
+        stall_s=stall_s,
         max_resident_tasks=0 if arena is None else arena.n_slots,
         metrics=metrics,
     )

@@ -77,7 +77,7 @@ def test_an_idle_engine_wakes_for_a_request(world):
 
 
 def test_every_accepted_request_of_a_storm_has_one_ending(world):
-    parts = world.engine(n_blocks=14, max_running=5, n_slots=5, max_in_flight=12)
+    parts = world.engine(n_blocks=14, max_running=5, n_slots=5, max_waiting=7)
     answers, refused, lock = {}, [], threading.Lock()
 
     def submit_many(who):
@@ -129,7 +129,7 @@ def test_every_accepted_request_of_a_storm_has_one_ending(world):
 
 
 def test_a_full_queue_refuses_all_of_a_submit_or_none(world):
-    parts = world.engine(max_in_flight=3)
+    parts = world.engine(max_running=1, max_waiting=2)
     asked = [ask(f"r-{i}", max_tokens=2) for i in range(5)]
     parts.engine.submit([request for request, _ in asked[:2]])
     with pytest.raises(QueueFull, match="3"):

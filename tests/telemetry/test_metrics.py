@@ -39,6 +39,7 @@ onebasis_distinct_tasks_per_step
 EMPTY_UNTIL_SEEN = names("""
 vllm:lora_adapter_loaded onebasis_task_requests_total onebasis_task_upload_total onebasis_http_requests_total
 """)
+PHASES = ("queue", "prefill", "decode", "inference")
 COMMON = {"model_name": "tiny", "engine": "0"}
 REPORT = RequestReport(
     finish=FinishReason.STOP,
@@ -101,6 +102,69 @@ def test_exactly_these_names_are_there_from_the_start_and_zero_where_they_count(
         assert {v for _, v in server.samples(name)} == {0}, name
 
 
+TTFT_S = "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 640 2560"
+GAP_S = "0.001 0.0025 0.005 0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 10 20 40 80"
+LATENCY_S = "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680"
+TOKENS = "1 2 5 10 20 50 100 200 500 1000 2000"  # of max_model_len 4096
+EDGES = {
+    "vllm:time_to_first_token_seconds": TTFT_S,
+    "vllm:inter_token_latency_seconds": GAP_S,
+    "vllm:time_per_output_token_seconds": GAP_S,
+    "vllm:request_time_per_output_token_seconds": GAP_S,
+    **dict.fromkeys((f"vllm:request_{phase}_time_seconds" for phase in PHASES), LATENCY_S),
+    "vllm:e2e_request_latency_seconds": LATENCY_S,
+    "vllm:request_prompt_tokens": TOKENS,
+    "vllm:request_generation_tokens": TOKENS,
+    "vllm:request_max_num_generation_tokens": TOKENS,
+    "vllm:request_params_max_tokens": TOKENS,
+    "vllm:iteration_tokens_total": "1 8 16 32 64 128 256 512 1024 2048 4096 8192 16384",
+}
+"""What stock dashboards and recording rules expect. Edges may be added, as the first three of GAP_S were."""
+LABELS = {
+    "vllm:cache_config_info": "block_size num_gpu_blocks cache_dtype enable_prefix_caching",
+    "vllm:lora_requests_info": "max_lora running_lora_adapters waiting_lora_adapters",
+    "vllm:lora_adapter_loaded": "adapter_name level pinned",
+    "vllm:lora_adapter_load_seconds_count": "transition",
+    "vllm:request_success_total": "finished_reason",
+    "onebasis_task_requests_total": "task outcome",
+    "onebasis_task_registry_entries": "state",
+    "onebasis_task_upload_total": "result",
+    "onebasis_http_requests_total": "route method status",
+    "onebasis_build_info": "version basis_sha256 base_sha256",
+}
+
+
+def used(server):
+    """Something of everything that comes with use only."""
+    server.engine = EngineSnapshot(1, 1, 0.1, ("sql",), (), 1, 8)
+    server.metrics.observe_finished(REPORT)
+    server.metrics.observe_upload("created", 0.1)
+    server.metrics.observe_http(route="/health", method="GET", status=200)
+    return server
+
+
+def test_each_name_has_its_type(server):
+    types = dict.fromkeys(GAUGES, "gauge") | dict.fromkeys(COUNTERS, "counter") | dict.fromkeys(HISTOGRAMS, "histogram")
+    declared = dict(line.split()[2:] for line in server.text().splitlines() if line.startswith("# TYPE"))
+    assert {name: declared.get(name) for name in types} == types
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_each_histogram_has_its_edges(server, name):
+    found = [float(labels["le"]) for labels, _ in server.samples(f"{name}_bucket")]
+    expected = [float(edge) for edge in EDGES[name].split()]
+    assert found == [*expected, float("inf")]
+
+
+def test_labels_are_those_of_the_table_and_no_others(server):
+    for family in text_string_to_metric_families(used(server).text()):
+        for sample in family.samples:
+            common = COMMON.keys() if sample.name.startswith("vllm:") else set()
+            base = sample.name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+            expected = LABELS.get(sample.name) or LABELS.get(f"{base}_count") or ""
+            assert sample.labels.keys() - {"le"} == common | set(expected.split()), sample.name
+
+
 def test_the_content_type_is_that_of_the_text_format(server):
     assert server.metrics.render()[1].startswith("text/plain; version=")
 
@@ -139,6 +203,7 @@ def test_gauges_follow_the_snapshots_of_the_moment(server):
     assert {name: server.value(name) for name in expected} == expected
     assert server.value("onebasis_task_registry_entries", state="registered") == 40
     assert server.value("onebasis_task_registry_entries", state="retired") == 2
+    assert server.value("onebasis_task_registry_entries", state="active") == 2
 
 
 def test_one_live_series_tells_which_tasks_run_and_wait(server):

@@ -5,8 +5,9 @@ from fastapi import FastAPI
 from onebasis import __version__
 from onebasis.api import basis, blends, chat, completions, lora_adapters, models, ops, tasks, versions
 from onebasis.api.deps import Services
+from onebasis.api.drain import DrainGate
 from onebasis.api.errors import ErrorBody, install_error_handlers
-from onebasis.api.middleware import BodyLimit, Observed
+from onebasis.api.middleware import BodyLimit, Observed, Traced
 
 
 def create_app(services: Services) -> FastAPI:
@@ -25,5 +26,8 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(module.router, responses={"default": {"model": ErrorBody, "description": "Any failure"}})
     install_error_handlers(app)
     app.add_middleware(BodyLimit, limit_bytes=services.max_body_bytes)
+    app.add_middleware(DrainGate, drain=services.drain)
+    if services.traces is not None:
+        app.add_middleware(Traced, traces=services.traces)
     app.add_middleware(Observed, metrics=services.metrics)  # outermost: it sees every answer
     return app

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from onebasis.api.drain import Drain
 from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.blend import Blends
 from onebasis.coefficients.registry import TaskRegistry
@@ -13,6 +14,7 @@ from onebasis.core.ids import Digest
 from onebasis.engine.interface import Engine
 from onebasis.model.text import ModelText
 from onebasis.telemetry.metrics import Metrics
+from onebasis.telemetry.traces import Traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Services:
     fingerprint: str
     max_body_bytes: int
     lora_root: Path | None
+    drain: Drain
+    traces: Traces | None
 
     @property
     def basis_digest(self) -> Digest | None:

@@ -29,6 +29,8 @@ STATUSES: Final[Mapping[type[errors.ServeError], int]] = MappingProxyType(
         errors.BodyTooLarge: 413,
         errors.CapacityError: 503,
         errors.QueueFull: 429,
+        errors.TenantQueueFull: 429,
+        errors.DeadlineExceeded: 504,
     }
 )
 """Status of each class; a class that is not listed has its nearest listed ancestor's."""
@@ -67,8 +69,10 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
     all_headers = dict(headers or {})
     if isinstance(error, errors.CapacityError):
         all_headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, errors.BodyTooLarge):
-        all_headers["Connection"] = "close"  # the rest of the body is on its way; it is not read
+    if isinstance(error, errors.DeadlineExceeded):
+        all_headers["X-Should-Retry"] = "false"  # OpenAI's SDK would send it again, at once, for each 5xx
+    if isinstance(error, errors.BodyTooLarge | errors.Draining):
+        all_headers["Connection"] = "close"  # the rest of a body is not read; a client of a draining server moves on
     status = status_of(error) if isinstance(error, errors.ServeError) else 500
     return JSONResponse(envelope(error), status_code=status, headers=all_headers)
 
@@ -127,7 +131,7 @@ def _from_http(request: Request, error: HTTPException) -> errors.ServeError:
 
 def _type_of(error: errors.ServeError) -> str:
     """OpenAI's coarse kind of error."""
-    if isinstance(error, errors.QueueFull):
+    if isinstance(error, errors.QueueFull | errors.TenantQueueFull):
         return "rate_limit_error"
     if isinstance(error, errors.RequestError):
         return "invalid_request_error"

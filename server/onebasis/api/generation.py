@@ -22,6 +22,7 @@ from onebasis.core.request import (
 from onebasis.engine.interface import Engine, EngineLimits
 from onebasis.engine.text import TextStream
 from onebasis.model.text import ModelText
+from onebasis.telemetry.request_context import request_fields
 
 _LEAST_LOGPROB = -9999.0  # OpenAI's for "hardly possible"; JSON has no word for -inf or NaN
 
@@ -53,6 +54,7 @@ class Plan:
     sampling: SamplingParams
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
+    deadline_s: float | None  # time.monotonic()
 
     @property
     def n_prompt_tokens(self) -> int:
@@ -90,6 +92,7 @@ def plan_generation(
             raise ContextLengthExceeded(
                 n_prompt=len(prompt), max_tokens=room, limit=limits.max_model_len, param=prompt_param
             )
+    timeout_s = limits.timeout_s(body.timeout)
     stop_token_ids = frozenset(body.stop_token_ids or ())
     _check_tokens("stop_token_ids", stop_token_ids, limits.n_vocab)
     return Plan(
@@ -104,6 +107,7 @@ def plan_generation(
         sampling=_sampling(body, n_logprobs, limits.n_vocab),
         stop=body.stop_strings(),
         stop_token_ids=stop_token_ids if body.ignore_eos else stop_token_ids | text.eos_token_ids,
+        deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
     )
 
 
@@ -141,6 +145,8 @@ class Generation:
                     stop_token_ids=self._plan.stop_token_ids,
                     sink=sink,
                     n_choices=self._plan.n,
+                    deadline_s=self._plan.deadline_s,
+                    traceparent=request_fields().get("traceparent"),
                 )
             )
         self._engine.submit(requests)

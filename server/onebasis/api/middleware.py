@@ -3,6 +3,7 @@
 import logging
 import time
 import uuid
+from types import MappingProxyType
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -11,10 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from onebasis.api.errors import error_response
 from onebasis.core.errors import BodyTooLarge
 from onebasis.telemetry.metrics import Metrics
+from onebasis.telemetry.request_context import note, request_context
+from onebasis.telemetry.traces import Traces
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID: Final = "X-Request-Id"
-_MAX_REQUEST_ID = 128
+_MAX_PLAIN = 128
+_LOGGED_HEADERS: Final = MappingProxyType(
+    {"fairness_id": "x-llm-d-inference-fairness-id", "objective": "x-llm-d-inference-objective"}
+)
 
 
 class BodyLimit:
@@ -48,6 +54,7 @@ class BodyLimit:
 
 class Observed:
     """Gives each request an id (the client's X-Request-Id if it is plain), echoes it, counts and logs the answer.
+    All log lines of the request carry the id, and what a gateway says of its purpose.
 
     A bug of ours ends here: logged once, answered with the envelope if nothing has been sent yet.
     """
@@ -60,7 +67,13 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope).get(_REQUEST_ID))
+        headers = Headers(scope=scope)
+        request_id = _plain(headers.get(_REQUEST_ID)) or uuid.uuid4().hex
+        with request_context(request_id=request_id):
+            note(**{field: _plain(headers.get(header)) for field, header in _LOGGED_HEADERS.items()})
+            await self._observe(request_id, scope, receive, send)
+
+    async def _observe(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.monotonic()
         status: int | None = None
 
@@ -76,23 +89,56 @@ class Observed:
         except Exception as error:
             if status is not None:
                 raise
-            _log.error("a request failed with a bug of ours", exc_info=error, extra={"request_id": request_id})
+            _log.error("a request failed with a bug of ours", exc_info=error)
             await error_response(error)(scope, receive, observed)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.observe_http(route=route, method=_method(scope["method"]), status=status or 500)
+            self._metrics.observe_http(route=_route(scope), method=_method(scope["method"]), status=status or 500)
             _log.info(
                 "%s %s %d",
                 scope["method"],
                 scope["path"],
                 status or 500,
-                extra={"request_id": request_id, "duration_s": round(time.monotonic() - started_s, 4)},
+                extra={"duration_s": round(time.monotonic() - started_s, 4)},
             )
 
 
-def _request_id(found: str | None) -> str:
-    plain = found is not None and len(found) <= _MAX_REQUEST_ID and found.isascii() and found.isprintable()
-    return found if found and plain else uuid.uuid4().hex
+class Traced:
+    """A span around each request of the API, under the span that its `traceparent` header names."""
+
+    def __init__(self, app: ASGIApp, traces: Traces) -> None:
+        self._app = app
+        self._traces = traces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):  # probes and scrapes would only be noise
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        with self._traces.http_span(_method(scope["method"]), scope["path"], Headers(scope=scope)) as span:
+            note(traceparent=span.traceparent)
+            try:
+                await self._app(scope, receive, observed)
+            finally:
+                span.answered(route=_route(scope), status=status)
+
+
+def _plain(found: str | None) -> str | None:
+    """A header's value that may be logged and echoed; None if it is absent, long, or has odd characters."""
+    is_plain = found is not None and len(found) <= _MAX_PLAIN and found.isascii() and found.isprintable()
+    return found if found and is_plain else None
+
+
+def _route(scope: Scope) -> str:
+    """The pattern that matched: few values, whatever clients send."""
+    route: str = getattr(scope.get("route"), "path", "other")
+    return route
 
 
 def _method(found: str) -> str:

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from onebasis.api.deps import ServicesDep
-from onebasis.core.errors import EngineStopped
+from onebasis.core.errors import Draining, EngineStopped
 
 router = APIRouter(tags=["operation"])
 
@@ -19,7 +19,9 @@ async def live(services: ServicesDep) -> dict[str, str]:
 
 @router.get("/health/ready", summary="May traffic come?")
 async def ready(services: ServicesDep) -> dict[str, str]:
-    """200 once model, basis and registry are loaded, which they are before the port opens."""
+    """200 until the server drains: model, basis and registry are loaded before the port opens."""
+    if services.drain.is_draining:
+        raise Draining
     if not services.engine.is_alive:
         raise EngineStopped
     return {"status": "ready"}

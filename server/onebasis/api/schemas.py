@@ -85,6 +85,7 @@ class GenerationBody(JsonObject):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     logit_bias: dict[str, LogitBias] | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds, the wait included")] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256, description="logged with the request, otherwise unused")] | None = None

@@ -17,6 +17,7 @@ from onebasis.api.errors import CLIENT_CLOSED_REQUEST, envelope
 from onebasis.api.generation import ChoiceDelta, Generation, Plan
 from onebasis.api.schemas import GenerationBody
 from onebasis.core.request import ResolvedTask
+from onebasis.telemetry.request_context import note
 
 _log = logging.getLogger(__name__)
 
@@ -104,17 +105,11 @@ async def answer(
         opening: the choice of a chunk that comes before a choice's first token, if the format has one.
     """
     frame = Frame(plan, body.model, services)
+    note(generation=plan.id)
+    if plan.task is not None:
+        note(task=plan.task.name, digest=plan.task.coefficients.digest)
     generation = Generation(plan, services.engine, services.text).start()
-    _log.info(
-        "generate",
-        extra={
-            "generation": plan.id,
-            "task": None if plan.task is None else plan.task.name,
-            "digest": None if plan.task is None else plan.task.coefficients.digest,
-            "n_prompt_tokens": plan.n_prompt_tokens,
-            "user": body.user,
-        },
-    )
+    _log.info("generate", extra={"n_prompt_tokens": plan.n_prompt_tokens, "user": body.user})
     if body.stream:
         events = _events(frame, generation, kinds[1], answer_format, opening, include_usage=body.include_usage)
         return GenerationStream(generation, events)
@@ -149,7 +144,7 @@ async def _events(
         if include_usage:
             yield _event(frame.with_choices(kind, []) | {"usage": frame.usage(generation)})
     except Exception as error:  # the status has been sent: the error is an event of the stream
-        _log.warning("a stream ended with an error", exc_info=error, extra={"generation": frame.plan.id})
+        _log.warning("a stream ended with an error", exc_info=error)
         yield _event(envelope(error))
     yield "data: [DONE]\n\n"
 

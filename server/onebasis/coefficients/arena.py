@@ -49,9 +49,12 @@ class Arena:
 
         Raises:
             NoFreeSlot: every row is pinned. Nothing changed; try again after a release.
+            ValueError: the task has not as many numbers as the basis needs. Nothing changed.
         """
         is_there = self.slots.is_resident(coefficients.digest)
         cores = None if is_there else self._expand(coefficients)
+        if cores is not None and cores.shape != self._rows.shape[1:]:
+            raise ValueError(f"cores: needed {list(self._rows.shape[1:])}, found {list(cores.shape)}")
         slot = self.slots.acquire(coefficients.digest).slot
         if cores is not None:
             self._rows[slot].copy_(cores)

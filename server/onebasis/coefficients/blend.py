@@ -15,7 +15,7 @@ from onebasis.coefficients.format import write_coefficients
 from onebasis.coefficients.registry import TaskRegistry
 from onebasis.core.errors import InvalidParameter, ModelNotFound, TaskUnusable
 from onebasis.core.ids import Digest
-from onebasis.core.request import BlendPart, ResolvedTask, TaskCoefficients
+from onebasis.core.request import BlendPart, ResolvedTask, StoredNumbers, TaskCoefficients
 
 _DOMAIN: Final = b"onebasis blend 1\n"  # no file begins so: a blend never has the digest of a file
 _KEPT_BYTES: Final = 64 * 1024 * 1024
@@ -23,13 +23,18 @@ _KEPT_BYTES: Final = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class BlendedCoefficients:
-    """A sum that exists in memory only. `cores` is [n_core_numbers] float32."""
+    """A sum that exists in memory only. `cores` is [n_core_numbers] float32, of sites whose cores have `shapes`."""
 
     digest: Digest
     cores: NDArray[np.float32]
+    shapes: tuple[tuple[int, int], ...]
 
     def flat_cores(self) -> NDArray[np.float32]:
         return self.cores
+
+    @property
+    def stored(self) -> StoredNumbers:
+        return StoredNumbers(self.cores, "core", self.shapes)
 
 
 class Blends:
@@ -38,8 +43,9 @@ class Blends:
     Invariant, under `_lock`: `_kept` is in the order of use, and its sums take at most _KEPT_BYTES, or it has one.
     """
 
-    def __init__(self, registry: TaskRegistry) -> None:
+    def __init__(self, registry: TaskRegistry, basis: BasisSpec | None) -> None:
         self._registry = registry
+        self._shapes = () if basis is None else tuple(site.core_shape() for site in basis.sites)
         self._lock = Lock()
         self._kept: OrderedDict[Digest, BlendedCoefficients] = OrderedDict()
 
@@ -60,7 +66,7 @@ class Blends:
             blend = self._kept.get(digest)
         if blend is None:
             summands = [(task.coefficients, weight) for task, weight in found]
-            blend = BlendedCoefficients(digest, _weighted_sum(summands))
+            blend = BlendedCoefficients(digest, _weighted_sum(summands), self._shapes)
         self._keep(blend)
         return ResolvedTask("+".join(part.task for part in parts), blend, parts)
 

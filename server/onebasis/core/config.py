@@ -1,5 +1,6 @@
 """What the operator decides. Checked once, frozen afterwards."""
 
+import math
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
@@ -55,19 +56,35 @@ class ServeConfig(BaseModel):
     """Keep the KV cache of prompts and answers, as far as there is room, for later ones that begin alike."""
     max_waiting: int = Field(default=1024, ge=0)
     """Most sequences that wait; beyond them 429."""
+    max_waiting_per_tenant: int | None = Field(default=None, ge=0)
+    """Most sequences of one tenant that wait; by default half of max_waiting."""
+    default_timeout_s: float | None = Field(default=None, gt=0)
+    """Time of a request that names no `timeout`; by default as much as max_timeout_s allows."""
+    max_timeout_s: float | None = Field(default=None, gt=0)
+    """Largest `timeout` that a request may name; by default any."""
+    stall_s: float = Field(default=120, ge=1)
+    """When no step has ended for this long, the engine is given up: requests end, and /health/live is 503."""
     arena_mib: int = Field(default=1024, ge=1)
     """Bound of the table of resident tasks, never fewer rows than max_running; memory is taken as it fills."""
     max_body_bytes: int = Field(default=32 * MIB, ge=1)
     """Bound of every request body, uploads included."""
     drain_s: int = Field(default=30, ge=0)
-    """How long requests may go on after SIGTERM."""
+    """How long requests may go on after SIGTERM; then they end with an error."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """Base URL of an OpenTelemetry collector, as http://collector:4318; by default nothing is traced."""
 
     @model_validator(mode="after")
     def _steps_hold_all_decodes(self) -> "ServeConfig":
         if self.max_step_tokens < self.max_running:
             raise ValueError("max_step_tokens must be at least max_running, so that no decode is put off")
+        return self
+
+    @model_validator(mode="after")
+    def _default_timeout_is_allowed(self) -> "ServeConfig":
+        if (self.default_timeout_s or 0.0) > (self.max_timeout_s or math.inf):
+            raise ValueError("default_timeout_s must be at most max_timeout_s")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@
       RequestError        the caller can fix it
         CoefficientError  the uploaded file is at fault; nothing was stored
       CapacityError       nothing is wrong with the request; retry later
+      DeadlineExceeded    the request's own time is over; the same request would need more of it
       SetupError          the operator can fix it; the command or the server does not start
 
 Each leaf has a stable `code`. api/errors.py maps classes to HTTP statuses, in one place.
@@ -105,6 +106,19 @@ class TaskUnusable(RequestError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"task {name!r} can't serve: {reason}; upload it again or name another version")
+
+
+class NonFiniteOutput(RequestError):
+    """The task's coefficients are finite, but the model overflows under them: there is no text to answer with."""
+
+    code = "non_finite_output"
+    param = "model"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's output for this request is NaN or infinite, so its coefficients are too large; train the task "
+            "again, or name another version"
+        )
 
 
 class RouteNotFound(RequestError):
@@ -344,16 +358,29 @@ class WrongBase(CoefficientError):
 class CapacityError(ServeError):
     """The server can't take the request now; the same request may succeed later."""
 
-    retry_after_s: ClassVar[int] = 1
+    retry_after_s: int = 1
 
 
 class QueueFull(CapacityError):
-    """The bounded queue of waiting requests is full."""
+    """The bounded queue of waiting requests is full. `retry_after_s` follows from the measured service rate."""
 
     code = "queue_full"
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} requests run or wait, the most this server takes; retry later")
+    def __init__(self, limit: int, *, retry_after_s: int = 1) -> None:
+        super().__init__(f"{limit} requests run or wait, the most this server takes; retry in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class TenantQueueFull(CapacityError):
+    """One tenant's share of the queue is full; others still get in."""
+
+    code = "tenant_queue_full"
+
+    def __init__(self, limit: int, *, retry_after_s: int = 1) -> None:
+        super().__init__(
+            f"{limit} requests of your tenant run or wait, the most one tenant may have; retry in {retry_after_s} s"
+        )
+        self.retry_after_s = retry_after_s
 
 
 class EngineStopped(CapacityError):
@@ -361,8 +388,30 @@ class EngineStopped(CapacityError):
 
     code = "engine_stopped"
 
+    def __init__(self, reason: str = "it was stopped") -> None:
+        super().__init__(f"the engine has ended ({reason}); retry on another replica or after the restart")
+
+
+class Draining(CapacityError):
+    """The server is about to end: it takes nothing new, and what was not done in time is cut."""
+
+    code = "draining"
+    retry_after_s = 5
+
     def __init__(self) -> None:
-        super().__init__("the engine has stopped; retry on another replica or after the restart")
+        super().__init__("this server is shutting down; retry on another replica or after the restart")
+
+
+class DeadlineExceeded(ServeError):
+    """The request had no more time. Retrying it unchanged is rarely wise, so the answer says not to."""
+
+    code = "deadline_exceeded"
+
+    def __init__(self, *, allowed_s: float, n_output: int, max_tokens: int) -> None:
+        super().__init__(
+            f"the {allowed_s:.2f} s for this request are over, {n_output} of at most {max_tokens} tokens were made; "
+            f"raise timeout, lower max_tokens, or send it when the server has less to do"
+        )
 
 
 class StoreUnavailable(CapacityError):

@@ -117,7 +117,9 @@ class TokenEvent:
 
 
 EventSink = Callable[[TokenEvent], None]
-"""Takes the events of one request, in order, on the engine thread. Must not block and must not raise."""
+"""Takes the events of one request, in order; the last may come on another thread. Must not block, nor call submit.
+
+What it raises ends its own request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ class GenerateRequest:
         n_choices: how many sequences the client asked for with this one, for the metrics.
         tenant: whose request it is, for fair shares; None where nobody is told apart.
         priority: lower is served first (vLLM's convention).
+        traceparent: W3C's name of the span that this is part of; None where nobody traces.
         deadline_s: time.monotonic() after which the answer is worth nothing; None for no limit.
         needs_prompt_logits: the logits of the prompt's tokens are wanted, so they are computed, never taken from the
             prefix cache.
@@ -152,3 +155,4 @@ class GenerateRequest:
     priority: int = 0
     deadline_s: float | None = None
     needs_prompt_logits: bool = False
+    traceparent: str | None = None

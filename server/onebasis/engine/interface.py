@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from onebasis.core.errors import InvalidParameter, ServeError
 from onebasis.core.request import GenerateRequest
 from onebasis.telemetry.reports import EngineSnapshot
 
@@ -13,11 +14,22 @@ class EngineLimits:
     """What a request has to fit.
 
     max_model_len: tokens of prompt and output together. max_sequences: that one submit may hold.
+    default_timeout_s, max_timeout_s: time of a request that names none, and the most it may name; None for no limit.
     """
 
     max_model_len: int
     n_vocab: int
     max_sequences: int
+    default_timeout_s: float | None = None
+    max_timeout_s: float | None = None
+
+    def timeout_s(self, asked_s: float | None) -> float | None:
+        """How long a request may take; None for as long as it wants. Raises InvalidParameter over max_timeout_s."""
+        if asked_s is None:
+            return self.max_timeout_s if self.default_timeout_s is None else self.default_timeout_s
+        if self.max_timeout_s is not None and asked_s > self.max_timeout_s:
+            raise InvalidParameter("timeout", f"is {asked_s:g} s, this server allows {self.max_timeout_s:g} s")
+        return asked_s
 
 
 class Engine(Protocol):
@@ -35,13 +47,17 @@ class Engine(Protocol):
         """Accept all of them or none.
 
         Raises:
-            QueueFull: too many are in flight.
-            EngineStopped: the engine is not running.
+            QueueFull, TenantQueueFull: too many are in flight.
+            ServeError: what the engine ended with, as EngineStopped.
         """
         ...
 
     def abort(self, request_id: str) -> None:
         """End a request within one step, with FinishReason.ABORT. Unknown ids are ignored: it may just have ended."""
+        ...
+
+    def end_all(self, error: ServeError) -> None:
+        """Accept no more, and end everything in flight with this error, now: no step is waited for."""
         ...
 
     def snapshot(self) -> EngineSnapshot:

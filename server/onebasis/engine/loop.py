@@ -5,26 +5,25 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from onebasis.core.errors import EngineStopped, QueueFull
+from onebasis.core.errors import DeadlineExceeded, EngineStopped, ServeError
 from onebasis.core.request import FinishReason, GenerateRequest, TokenEvent
 from onebasis.engine.interface import EngineLimits
+from onebasis.engine.ledger import Ledger, QueueLimits
 from onebasis.engine.runner import Runner
 from onebasis.engine.sampler import Sampled
 from onebasis.engine.scheduler import Scheduler, StepPlan
 from onebasis.engine.sequence import EngineSequence
+from onebasis.engine.watchdog import Watchdog
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import EngineSnapshot, RequestReport, StepReport
+from onebasis.telemetry.traces import Traces
 
 _log = logging.getLogger(__name__)
 _IDLE_WAIT_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class _Submit:
-    request: GenerateRequest
-    arrived_s: float
+_STOP_WAIT_S = 5.0
+_MAX_FAILED_STEPS = 5  # in a row: then the fault is not some request's
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +35,20 @@ class _Stop:
     """Ends the thread once the message is read; what is still running gets its ending."""
 
 
-_Message = _Submit | _Abort | _Stop
+_Message = EngineSequence | _Abort | _Stop
 
 
 class EngineLoop:
     """Implements `Engine`.
 
-    Invariant: `_in_flight` has the ids of all accepted requests that have had no ending yet. It and `_accepting`
-    are shared between threads, under `_lock`; everything else belongs to the engine thread.
+    Invariant: `_sequences` are the sequences that the scheduler knows. It and `_n_failed_steps` belong to the engine
+    thread, which alone changes scheduler and runner. The ledger, shared with callers and the watchdog, decides
+    who gives a request its ending.
 
     Args:
-        max_in_flight: bound of running and waiting requests together.
+        queue: bounds of what is in flight.
         max_resident_tasks: rows of the arena, for the metrics.
+        stall_s: without a step for so long, the engine is given up.
     """
 
     def __init__(
@@ -56,22 +57,31 @@ class EngineLoop:
         scheduler: Scheduler,
         runner: Runner,
         limits: EngineLimits,
-        max_in_flight: int,
+        queue_limits: QueueLimits,
         max_resident_tasks: int,
+        stall_s: float,
         metrics: Metrics,
+        traces: Traces | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._limits = limits
-        self._max_in_flight = max_in_flight
         self._max_resident_tasks = max_resident_tasks
         self._metrics = metrics
+        self._traces = traces
         self._sequences: dict[str, EngineSequence] = {}
+        self._n_failed_steps = 0
+        self._n_beats = 0
+        self._idle_wait_s = min(_IDLE_WAIT_S, stall_s / 4)
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._in_flight: set[str] = set()
-        self._accepting = True
+        self._ledger = Ledger(queue_limits)
         self._thread = threading.Thread(target=self._run, name="onebasis-engine", daemon=True)
+        self._watchdog = Watchdog(
+            n_beats=lambda: self._n_beats,
+            is_running=self._thread.is_alive,
+            stall_s=stall_s,
+            on_failure=self._give_up,
+        )
 
     @property
     def limits(self) -> EngineLimits:
@@ -79,38 +89,42 @@ class EngineLoop:
 
     @property
     def is_alive(self) -> bool:
-        return self._accepting and self._thread.is_alive()
+        return self._thread.is_alive() and not self._ledger.is_closed
 
     def start(self) -> None:
         """Begin to work. Call once."""
         self._thread.start()
+        self._watchdog.start()
 
     def stop(self) -> None:
-        """End the thread after its current step. Requests still in flight end with EngineStopped."""
+        """End the thread after its current step. Requests still in flight end with EngineStopped.
+
+        A step that takes longer than some seconds is not waited for: its thread ends with the process.
+        """
+        self._watchdog.stop()
         self._inbox.put(_Stop())
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_STOP_WAIT_S)
+        self.end_all(EngineStopped())
 
     def submit(self, requests: Sequence[GenerateRequest]) -> None:
         now_s = time.monotonic()
-        with self._lock:
-            if not self._accepting:
-                raise EngineStopped
-            if len(self._in_flight) + len(requests) > self._max_in_flight:
-                raise QueueFull(self._max_in_flight)
-            self._in_flight.update(request.request_id for request in requests)
-            for request in requests:
-                self._inbox.put(_Submit(request, now_s))
+        sequences = [EngineSequence(request, arrived_s=now_s) for request in requests]
+        self._ledger.accept(sequences)
+        for sequence in sequences:
+            self._inbox.put(sequence)
 
     def abort(self, request_id: str) -> None:
         self._inbox.put(_Abort(request_id))
 
+    def end_all(self, error: ServeError) -> None:
+        for sequence in self._ledger.close(error):
+            self._give_ending(sequence, FinishReason.ERROR, error=error)
+
     def snapshot(self) -> EngineSnapshot:
         running = self._scheduler.running()
-        with self._lock:
-            n_in_flight = len(self._in_flight)
         return EngineSnapshot(
-            n_waiting=max(0, n_in_flight - len(running)),
+            n_waiting=max(0, self._ledger.n_open - len(running)),
             n_running=len(running),
             kv_usage=self._scheduler.kv_usage,
             running_tasks=_task_names(running),
@@ -119,20 +133,29 @@ class EngineLoop:
             max_resident_tasks=self._max_resident_tasks,
         )
 
+    def _give_up(self, reason: str) -> None:
+        _log.critical("the engine is given up: %s; restart this process", reason)
+        self.end_all(EngineStopped(reason))
+
     def _run(self) -> None:
+        reason = "it was stopped"
         try:
-            while self._read_inbox():
+            while self._read_inbox() and not self._ledger.is_closed:
+                self._end_expired(time.monotonic())
                 plan = self._scheduler.plan()
                 if plan.runs:
                     self._step(plan)
-        except Exception:
-            _log.exception("the engine thread failed and ends")
+        except Exception as error:
+            reason = f"{type(error).__name__} in its thread"
+            _log.critical("the engine thread failed and ends; restart this process", exc_info=error)
         finally:
-            self._end_all()
+            self.end_all(EngineStopped(reason))
+            self._free_all()
 
     def _read_inbox(self) -> bool:
         """Take all messages, waiting for one when there is nothing to compute. False when told to stop."""
-        wait_s = 0.0 if self._sequences else _IDLE_WAIT_S
+        self._n_beats += 1
+        wait_s = 0.0 if self._sequences else self._idle_wait_s
         while True:
             try:
                 message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
@@ -142,34 +165,39 @@ class EngineLoop:
             match message:
                 case _Stop():
                     return False
-                case _Submit():
-                    self._accept(message)
+                case EngineSequence():
+                    self._sequences[message.request_id] = message
+                    self._scheduler.add(message)
                 case _Abort(request_id):
                     if request_id in self._sequences:
                         self._end(self._sequences[request_id], FinishReason.ABORT)
 
-    def _accept(self, message: _Submit) -> None:
-        sequence = EngineSequence(message.request, arrived_s=message.arrived_s)
-        self._sequences[sequence.request_id] = sequence
-        self._scheduler.add(sequence)
+    def _end_expired(self, now_s: float) -> None:
+        for sequence in self._scheduler.expired(now_s):
+            self._end(sequence, FinishReason.ERROR, error=_deadline_exceeded(sequence))
 
     def _step(self, plan: StepPlan) -> None:
         started_s = time.monotonic()
         for sequence in plan.preempted:
             self._runner.let_go_of_task(sequence)
-        try:
-            for sequence in plan.admitted:
-                self._admit(sequence, started_s)
-            sampled = self._runner.execute(plan)
-        except Exception as error:
-            _log.exception("a step of %d sequences failed; they end with an error", len(plan.runs))
-            for run in plan.runs:
-                self._end(run.sequence, FinishReason.ERROR, error=error)
+        failed = {s.request_id for s in plan.admitted if not self._admit(s, started_s)}
+        if failed:
+            plan = replace(plan, runs=tuple(run for run in plan.runs if run.sequence.request_id not in failed))
+        if not plan.runs:
             return
+        try:
+            results = self._runner.execute(plan)
+        except Exception as error:
+            self._fail_step(plan, error)
+            return
+        self._n_failed_steps = 0
         self._scheduler.commit(plan)
         now_s = time.monotonic()
-        for sequence, result in sampled:
-            self._report_token(sequence, result, now_s)
+        for sequence, result in results:
+            if isinstance(result, Exception):
+                self._end(sequence, FinishReason.ERROR, error=result)
+            else:
+                self._report_token(sequence, result, now_s)
         tasks = {run.sequence.task_name for run in plan.runs} - {None}
         self._metrics.observe_step(
             StepReport(
@@ -182,12 +210,28 @@ class EngineLoop:
             )
         )
 
-    def _admit(self, sequence: EngineSequence, now_s: float) -> None:
+    def _fail_step(self, plan: StepPlan, error: Exception) -> None:
+        """The computation that all of a step share failed: whose fault it is can't be told, so all of them end."""
+        _log.error("a step of %d sequences failed; they end with an error", len(plan.runs), exc_info=error)
+        for run in plan.runs:
+            self._end(run.sequence, FinishReason.ERROR, error=error)
+        self._n_failed_steps += 1
+        if self._n_failed_steps == _MAX_FAILED_STEPS:
+            raise RuntimeError(f"{_MAX_FAILED_STEPS} steps in a row failed") from error
+
+    def _admit(self, sequence: EngineSequence, now_s: float) -> bool:
+        """Make the sequence's task resident. False when that failed: the sequence has ended then."""
         if sequence.scheduled_s is None:
             sequence.scheduled_s = now_s
         copy_started_s = time.monotonic()
-        if self._runner.hold_task(sequence):
+        try:
+            was_copied = self._runner.hold_task(sequence)
+        except Exception as error:
+            self._end(sequence, FinishReason.ERROR, error=error)
+            return False
+        if was_copied:
             self._metrics.observe_swap(time.monotonic() - copy_started_s)
+        return True
 
     def _report_token(self, sequence: EngineSequence, sampled: Sampled, now_s: float) -> None:
         if sequence.last_token_s is None:
@@ -197,17 +241,16 @@ class EngineLoop:
             self._metrics.observe_token_gap(now_s - sequence.last_token_s)
         sequence.last_token_s = now_s
         finish = sequence.append(sampled.token_id)
-        if finish is None:
-            sequence.request.sink(
-                TokenEvent(
-                    sequence.request_id,
-                    sampled.token_id,
-                    sampled.logprobs,
-                    n_cached_tokens=sequence.n_cached_tokens,
-                )
-            )
-        else:
+        if finish is not None:
             self._end(sequence, finish, sampled=sampled)
+            return
+        try:
+            event = TokenEvent(
+                sequence.request_id, sampled.token_id, sampled.logprobs, n_cached_tokens=sequence.n_cached_tokens
+            )
+            self._ledger.tell(sequence, event)
+        except Exception as error:
+            self._end(sequence, FinishReason.ERROR, error=error)
 
     def _end(
         self,
@@ -217,33 +260,43 @@ class EngineLoop:
         sampled: Sampled | None = None,
         error: Exception | None = None,
     ) -> None:
-        """The one ending of a request: everything it holds is freed before its caller hears of it."""
+        """Free everything a request holds, then give it its ending, unless it has had it."""
         self._scheduler.remove(sequence)
         self._runner.let_go_of_task(sequence)
         del self._sequences[sequence.request_id]
-        with self._lock:
-            self._in_flight.discard(sequence.request_id)
-        self._metrics.observe_finished(_report(sequence, finish))
-        sequence.request.sink(
-            TokenEvent(
-                sequence.request_id,
-                None if sampled is None else sampled.token_id,
-                None if sampled is None else sampled.logprobs,
-                finish=finish,
-                error=error,
-                n_cached_tokens=sequence.n_cached_tokens,
-            )
-        )
+        if self._ledger.take(sequence):
+            self._give_ending(sequence, finish, sampled=sampled, error=error)
 
-    def _end_all(self) -> None:
-        with self._lock:
-            self._accepting = False
-        while not self._inbox.empty():
-            message = self._inbox.get_nowait()
-            if isinstance(message, _Submit):
-                self._accept(message)
+    def _give_ending(
+        self,
+        sequence: EngineSequence,
+        finish: FinishReason,
+        *,
+        sampled: Sampled | None = None,
+        error: Exception | None = None,
+    ) -> None:
+        """Count the ending and tell it. For the one thread that took it from the ledger."""
+        report = _report(sequence, finish)
+        self._metrics.observe_finished(report)
+        if self._traces is not None:
+            self._traces.observe_finished(report)
+        event = TokenEvent(
+            sequence.request_id,
+            None if sampled is None else sampled.token_id,
+            None if sampled is None else sampled.logprobs,
+            finish=finish,
+            error=error,
+            n_cached_tokens=sequence.n_cached_tokens,
+        )
+        try:
+            sequence.request.sink(event)
+        except Exception as sink_error:
+            _log.error("nobody could be told how %s ended", sequence.request_id, exc_info=sink_error)
+
+    def _free_all(self) -> None:
+        """What ended requests still hold, so that the parts of a stopped engine are whole."""
         for sequence in list(self._sequences.values()):
-            self._end(sequence, FinishReason.ERROR, error=EngineStopped())
+            self._end(sequence, FinishReason.ERROR)
 
 
 def _report(sequence: EngineSequence, finish: FinishReason) -> RequestReport:
@@ -260,8 +313,17 @@ def _report(sequence: EngineSequence, finish: FinishReason) -> RequestReport:
         first_token_s=sequence.first_token_s,
         finished_s=time.monotonic(),
         n_cached=sequence.n_cached_tokens,
+        request_id=request.request_id,
+        digest=None if request.task is None else request.task.coefficients.digest,
+        traceparent=request.traceparent,
     )
 
 
 def _task_names(sequences: Sequence[EngineSequence]) -> tuple[str, ...]:
     return tuple(sorted({sequence.task_name for sequence in sequences if sequence.task_name is not None}))
+
+
+def _deadline_exceeded(sequence: EngineSequence) -> DeadlineExceeded:
+    request = sequence.request
+    allowed_s = (request.deadline_s or sequence.arrived_s) - sequence.arrived_s
+    return DeadlineExceeded(allowed_s=allowed_s, n_output=len(sequence.output_ids), max_tokens=request.max_tokens)

@@ -9,7 +9,8 @@ from onebasis.coefficients.arena import Arena
 from onebasis.core.errors import NoBasis
 from onebasis.core.ids import BASE_SLOT
 from onebasis.engine.batch import build_batch, order_runs
-from onebasis.engine.sampler import Sampled, SampleRow, sample
+from onebasis.engine.isolation import sample_isolated
+from onebasis.engine.sampler import Sampled, SampleRow
 from onebasis.engine.scheduler import StepPlan
 from onebasis.engine.sequence import EngineSequence
 from onebasis.model.batch import ForwardBatch
@@ -60,8 +61,8 @@ class Runner:
         self._arena.release(sequence.request.task.coefficients)
         sequence.slot = BASE_SLOT
 
-    def execute(self, plan: StepPlan) -> list[tuple[EngineSequence, Sampled]]:
-        """Run the step; the next token of every sequence whose last known token is in it."""
+    def execute(self, plan: StepPlan) -> list[tuple[EngineSequence, Sampled | Exception]]:
+        """Run the step; of every sequence whose last known token is in it, the next one or why there is none."""
         runs = order_runs(plan)
         logits = self._decoder.forward(build_batch(runs, block_size=self._block_size, device=self._device))
         sampling = [run.sequence for run in runs if run.samples]
@@ -69,4 +70,4 @@ class Runner:
             SampleRow(sequence.request.sampling, sequence.request.prompt_ids, sequence.output_ids)
             for sequence in sampling
         ]
-        return list(zip(sampling, sample(logits, rows) if rows else [], strict=True))
+        return list(zip(sampling, sample_isolated(logits, rows), strict=True))

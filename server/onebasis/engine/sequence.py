@@ -6,7 +6,7 @@ from onebasis.engine.block_keys import BlockKey
 
 
 class EngineSequence:
-    """Tokens so far, and how many of them are in the KV cache. Engine thread only.
+    """Tokens so far, and how many of them are in the KV cache. Made by the caller's thread, then the engine thread's.
 
     Invariant: n_computed <= n_tokens, and `blocks` hold at least n_computed tokens. The scheduler owns `n_computed`,
     `n_cached_tokens`, `blocks`, `block_keys` and `ticket`, the loop owns `slot` and the times.

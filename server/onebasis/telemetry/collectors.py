@@ -30,7 +30,7 @@ class SnapshotCollector(Collector):
         engine, registry = self._engine(), self._registry()
         yield from self._load(engine)
         yield from self._tasks(engine, registry)
-        yield from _entries(registry)
+        yield from _entries(engine, registry)
 
     def _load(self, engine: EngineSnapshot) -> Iterator[GaugeMetricFamily]:
         yield self._gauge("num_requests_waiting", "Requests waiting to be scheduled.", engine.n_waiting)
@@ -72,13 +72,14 @@ class SnapshotCollector(Collector):
         return family
 
 
-def _entries(registry: RegistrySnapshot) -> Iterator[GaugeMetricFamily]:
+def _entries(engine: EngineSnapshot, registry: RegistrySnapshot) -> Iterator[GaugeMetricFamily]:
     entries = GaugeMetricFamily(
         "onebasis_task_registry_entries",
-        "Versions of tasks: registered, or retired but still used by a running request.",
+        "Versions of tasks: registered, not current any more (retired); of the tasks, those in the batch (active).",
         labels=["state"],
     )
     entries.add_metric(["registered"], registry.n_registered)
+    entries.add_metric(["active"], len(set(engine.running_tasks)))
     entries.add_metric(["retired"], registry.n_retired)
     yield entries
     yield GaugeMetricFamily(

@@ -5,13 +5,17 @@ from datetime import UTC, datetime
 from json import dumps
 from typing import TextIO
 
+from onebasis.telemetry.request_context import request_fields
+
 # What every record has; the rest of a record is what the caller gave as `extra`. Two more are not the caller's:
 # `taskName` is newer Python's, `color_message` uvicorn's copy of the message with terminal codes.
 _NOT_EXTRA = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"})
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, then `extra`, then a traceback if there is one."""
+    """One JSON object a line: time, level, logger, message, a traceback if there is one, what is known of the request
+    that the line belongs to, then `extra`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -60,4 +64,5 @@ def _time(record: logging.LogRecord) -> str:
 
 def _extra(record: logging.LogRecord, taken: dict[str, object] | None = None) -> dict[str, object]:
     hidden = _NOT_EXTRA | (taken or {}).keys()
-    return {key: value for key, value in vars(record).items() if key not in hidden}
+    given = {key: value for key, value in vars(record).items() if key not in hidden}
+    return {**request_fields(), **given}

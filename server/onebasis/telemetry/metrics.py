@@ -1,21 +1,20 @@
 """All metrics of one server, in one object with its own registry."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from onebasis.telemetry import buckets
 from onebasis.telemetry.collectors import SnapshotCollector
+from onebasis.telemetry.exposition import TextExposition
 from onebasis.telemetry.reports import CacheConfig, EngineSnapshot, RegistrySnapshot, RequestReport, StepReport
+from onebasis.telemetry.task_requests import TaskRequests
 from onebasis.telemetry.vllm_families import VllmFamilies
 
-BASE_LABEL = "__base__"  # these two can't be task names: a name begins with a letter or digit
-OTHER_LABEL = "__other__"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MAX_TASK_LABELS = 100
+_TASK_HALF_LIFE = 10_000  # requests
 _STORED = frozenset({"created", "replaced"})
 
 
@@ -44,13 +43,14 @@ class Metrics:
         registry: Callable[[], RegistrySnapshot],
         unix_time: Callable[[], float] = time.time,
     ) -> None:
-        families = CollectorRegistry()
-        self._families = _WithoutCreated(families)
+        self._families = families = CollectorRegistry()
+        self._exposition = TextExposition()
         families.register(
             SnapshotCollector(model_name=model_name, engine=engine, registry=registry, unix_time=unix_time)
         )
         self._vllm = VllmFamilies(families, model_name=model_name, cache=cache, max_model_len=max_model_len)
-        self._task_labels: set[str] = set()
+        self._task_requests = TaskRequests(n_shown=_MAX_TASK_LABELS, half_life=_TASK_HALF_LIFE)
+        families.register(self._task_requests)
         self._make_own(families)
         build = Gauge(
             "onebasis_build_info",
@@ -62,7 +62,7 @@ class Metrics:
 
     def render(self) -> tuple[bytes, str]:
         """Exposition text and its content type. Does not grow with the number of registered tasks."""
-        return generate_latest(self._families), CONTENT_TYPE_LATEST
+        return self._exposition.render(self._families.collect()), CONTENT_TYPE
 
     def observe_step(self, report: StepReport) -> None:
         self._vllm.observe_step(report)
@@ -80,7 +80,7 @@ class Metrics:
     def observe_finished(self, report: RequestReport) -> None:
         """Once for each request, whatever its ending."""
         self._vllm.observe_finished(report)
-        self._task_requests.labels(self._task_label(report.task), report.finish.value).inc()
+        self._task_requests.observe(report.task, report.finish.value)
 
     def observe_upload(self, result: str, seconds: float) -> None:
         """`result`: created, replaced, unchanged, or the `code` of the error that refused the file."""
@@ -101,15 +101,6 @@ class Metrics:
     def set_draining(self, draining: bool) -> None:
         self._draining.set(draining)
 
-    def _task_label(self, task: str | None) -> str:
-        if task is None:
-            return BASE_LABEL
-        if task not in self._task_labels:
-            if len(self._task_labels) >= _MAX_TASK_LABELS:
-                return OTHER_LABEL
-            self._task_labels.add(task)
-        return task
-
     def _make_own(self, families: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"onebasis_{name}", text, labels, registry=families)
@@ -117,12 +108,6 @@ class Metrics:
         def histogram(name: str, text: str, edges: tuple[float, ...]) -> Histogram:
             return Histogram(f"onebasis_{name}", text, buckets=edges, registry=families)
 
-        self._task_requests = counter(
-            "task_requests_total",
-            f"Ended requests; the first {_MAX_TASK_LABELS} tasks seen by name, later ones as {OTHER_LABEL}.",
-            "task",
-            "outcome",
-        )
         self._uploads = counter("task_upload_total", "Uploads of coefficient files.", "result")
         self._http_requests = counter("http_requests_total", "HTTP responses.", "route", "method", "status")
         self._upload_s = histogram("task_upload_seconds", "Upload of a coefficient file.", buckets.UPLOAD_S)
@@ -132,15 +117,3 @@ class Metrics:
             "distinct_tasks_per_step", "Different tasks in one step.", buckets.DISTINCT_TASKS
         )
         self._draining = Gauge("onebasis_draining", "1 while the server drains.", registry=families)
-
-
-class _WithoutCreated(Collector):
-    """Leaves out the `_created` series of the client library: no dashboard reads them, each counter has one."""
-
-    def __init__(self, families: CollectorRegistry) -> None:
-        self._families = families
-
-    def collect(self) -> Iterator[Metric]:
-        for family in self._families.collect():
-            family.samples = [s for s in family.samples if s.name != f"{family.name}_created"]
-            yield family

@@ -65,3 +65,6 @@ class RequestReport:
     first_token_s: float | None
     finished_s: float
     n_cached: int = 0  # prompt tokens that came from the prefix cache
+    request_id: str = ""
+    digest: str | None = None  # of the task's coefficients
+    traceparent: str | None = None
