@@ -10,12 +10,14 @@ from fastapi import FastAPI
 from onebasis import __version__
 from onebasis.api.app import create_app
 from onebasis.api.deps import Services
+from onebasis.api.tool_formats import TOOL_FORMATS, ToolFormat, detect_tool_parser
 from onebasis.coefficients.arena import Arena
 from onebasis.coefficients.registry import TaskRegistry
 from onebasis.coefficients.store import TaskStore
 from onebasis.core.config import MIB, ServeConfig
 from onebasis.core.errors import SetupError
 from onebasis.engine.block_pool import BlockPool
+from onebasis.engine.constraint import GrammarCompiler
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.loop import EngineLoop
 from onebasis.engine.runner import Runner
@@ -92,6 +94,8 @@ def build_server(config: ServeConfig) -> Server:
         started_at=int(time.time()),
         fingerprint=_system_fingerprint(fingerprint, basis),
         max_body_bytes=config.max_body_bytes,
+        grammars=_grammars(base, limits),
+        tool_format=_tool_format(config, base),
     )
     engine.start()
     n_tasks = registry.snapshot().n_registered
@@ -162,6 +166,17 @@ def _torch_decoder(
     adapt_model(base.model, basis, {} if arena is None else arena.site_cores, step)
     cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=config.block_size, dtype=dtype, device=device)
     return Decoder(base, cache, step)
+
+
+def _grammars(base: LoadedBase, limits: EngineLimits) -> GrammarCompiler | None:
+    if not base.tokenizer.is_fast:
+        return None
+    return GrammarCompiler(base.tokenizer, n_vocab=limits.n_vocab, eos_token_ids=base.eos_token_ids)
+
+
+def _tool_format(config: ServeConfig, base: LoadedBase) -> ToolFormat | None:
+    parser = config.tool_parser or detect_tool_parser(str(base.tokenizer.chat_template))
+    return None if parser is None else TOOL_FORMATS[parser]
 
 
 def _device(config: ServeConfig) -> torch.device:

@@ -22,6 +22,7 @@ CODES = {
     "invalid_request": 400,
     "invalid_parameter": 400,
     "unsupported_parameter": 400,
+    "invalid_grammar": 400,
     "invalid_json": 400,
     "context_length_exceeded": 400,
     "model_not_found": 404,

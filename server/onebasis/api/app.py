@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from onebasis import __version__
-from onebasis.api import chat, completions, models, ops, tasks
+from onebasis.api import chat, completions, models, ops, tasks, tokenize
 from onebasis.api.deps import Services
 from onebasis.api.errors import ErrorBody, install_error_handlers
 from onebasis.api.middleware import BodyLimit, Observed
@@ -18,7 +18,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    for module in (completions, chat, models, tasks, ops):
+    for module in (completions, chat, tokenize, models, tasks, ops):
         app.include_router(module.router, responses={"default": {"model": ErrorBody, "description": "Any failure"}})
     install_error_handlers(app)
     app.add_middleware(BodyLimit, limit_bytes=services.max_body_bytes)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onebasis.core.errors import EngineStopped, QueueFull
+from onebasis.core.errors import EngineStopped, InvalidGrammar, QueueFull
 from onebasis.core.request import FinishReason, GenerateRequest, TokenEvent
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.runner import Runner
@@ -187,9 +187,13 @@ class EngineLoop:
         else:
             self._metrics.observe_token_gap(now_s - sequence.last_token_s)
         sequence.last_token_s = now_s
-        finish = sequence.append(sampled.token_id)
+        try:
+            finish = sequence.append(sampled.token_id)
+        except InvalidGrammar as error:
+            self._end(sequence, FinishReason.ERROR, error=error)
+            return
         if finish is None:
-            sequence.request.sink(TokenEvent(sequence.request_id, sampled.token_id, sampled.logprobs))
+            sequence.request.sink(_event(sequence, sampled))
         else:
             self._end(sequence, finish, sampled=sampled)
 
@@ -208,15 +212,7 @@ class EngineLoop:
         with self._lock:
             self._in_flight.discard(sequence.request_id)
         self._metrics.observe_finished(_report(sequence, finish))
-        sequence.request.sink(
-            TokenEvent(
-                sequence.request_id,
-                None if sampled is None else sampled.token_id,
-                None if sampled is None else sampled.logprobs,
-                finish=finish,
-                error=error,
-            )
-        )
+        sequence.request.sink(_event(sequence, sampled, finish=finish, error=error))
 
     def _end_all(self) -> None:
         with self._lock:
@@ -227,6 +223,25 @@ class EngineLoop:
                 self._accept(message)
         for sequence in list(self._sequences.values()):
             self._end(sequence, FinishReason.ERROR, error=EngineStopped())
+
+
+def _event(
+    sequence: EngineSequence,
+    sampled: Sampled | None,
+    *,
+    finish: FinishReason | None = None,
+    error: Exception | None = None,
+) -> TokenEvent:
+    """What the caller hears of a token that has just been appended, or of an ending without one."""
+    is_first = sampled is not None and len(sequence.output_ids) == 1
+    return TokenEvent(
+        sequence.request_id,
+        None if sampled is None else sampled.token_id,
+        None if sampled is None else sampled.logprobs,
+        finish=finish,
+        error=error,
+        prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first and sequence.request.needs_prompt_logits else None,
+    )
 
 
 def _report(sequence: EngineSequence, finish: FinishReason) -> RequestReport:
