@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.api.server import TASKS, ok, refused
+from tests.api.server import TASKS, refused
 from tests.api.tiny_model import BASE_NAME, MAX_POSITIONS
 
 PATH = "/v1/completions"
@@ -140,7 +140,3 @@ def test_best_of_that_makes_no_sense_is_refused(server, body):
 
 def test_suffix_is_refused_by_name(server):
     refused(server.post(PATH, prompt="a", suffix="b"), 400, "unsupported_parameter", "suffix")
-
-
-def test_a_request_may_bring_its_priority_and_time_limit(server):
-    ok(server.post(PATH, prompt="a", max_tokens=1, timeout=30, priority=-3))
