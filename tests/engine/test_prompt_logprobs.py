@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from onebasis.core.request import SamplingParams
+from onebasis.core.request import SamplingParams, TokenLogprobs
 from onebasis.engine.sampler import score_tokens
+from onebasis.engine.scheduler import ScheduledRun
+from onebasis.engine.sequence import EngineSequence
+from tests.engine.builders import make_request
 from tests.engine.engines import answers_of, ask
 from tests.model.tasks import merged_copy
 
@@ -72,3 +75,11 @@ def test_scores_come_in_pieces_without_a_seam(n_rows):
     for row, token, entry in zip(expected, token_ids, found, strict=True):
         assert entry.chosen == pytest.approx(row[token].item(), abs=1e-5)
         assert entry.top[0][1] == pytest.approx(row.max().item(), abs=1e-5)
+
+
+def test_positions_that_are_known_are_not_scored_again_after_a_preemption():
+    sequence = EngineSequence(make_request("a", tuple(range(100, 110)), sampling=SCORED), arrived_s=0.0)
+    assert ScheduledRun(sequence, 0, 6).scored == range(6)
+    sequence.prompt_logprobs += [TokenLogprobs(-1.0, ())] * 6
+    assert ScheduledRun(sequence, 0, 10).scored == range(6, 9)
+    assert len(ScheduledRun(sequence, 0, 4).scored) == 0
