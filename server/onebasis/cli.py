@@ -80,6 +80,9 @@ def serve(
     served_model_name: Annotated[
         str | None, typer.Option(help="How clients name the base.", envvar="ONEBASIS_SERVED_MODEL_NAME")
     ] = None,
+    tool_parser: Annotated[
+        str | None, typer.Option(help="hermes, llama3_json or mistral.", envvar="ONEBASIS_TOOL_PARSER")
+    ] = None,
     host: Annotated[str, typer.Option(envvar="ONEBASIS_HOST")] = _DEFAULTS.host,
     port: Annotated[int, typer.Option(envvar="ONEBASIS_PORT")] = _DEFAULTS.port,
     allow_unauthenticated: Annotated[

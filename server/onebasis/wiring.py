@@ -11,6 +11,7 @@ from onebasis import __version__
 from onebasis.api.app import create_app
 from onebasis.api.deps import Services
 from onebasis.api.drain import Drain
+from onebasis.api.tool_formats import TOOL_FORMATS, ToolFormat, detect_tool_parser
 from onebasis.coefficients.arena import Arena
 from onebasis.coefficients.blend import Blends
 from onebasis.coefficients.follower import Follower
@@ -19,6 +20,7 @@ from onebasis.coefficients.store import TaskStore
 from onebasis.core.config import MIB, ServeConfig
 from onebasis.core.errors import SetupError
 from onebasis.engine.block_pool import BlockPool
+from onebasis.engine.constraint import GrammarCompiler
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.ledger import QueueLimits
 from onebasis.engine.loop import EngineLoop
@@ -116,6 +118,8 @@ def build_server(config: ServeConfig) -> Server:
         lora_root=config.lora_root,
         drain=Drain(metrics),
         traces=traces,
+        grammars=_grammars(base, limits),
+        tool_format=_tool_format(config, base),
     )
     engine.start()
     follower.start()
@@ -211,6 +215,17 @@ def _traces(config: ServeConfig, model_name: str) -> Traces | None:
 def _queue_limits(config: ServeConfig) -> QueueLimits:
     share = config.max_waiting // 2 if config.max_waiting_per_tenant is None else config.max_waiting_per_tenant
     return QueueLimits(config.max_running, config.max_waiting, max_waiting_per_tenant=share)
+
+
+def _grammars(base: LoadedBase, limits: EngineLimits) -> GrammarCompiler | None:
+    if not base.tokenizer.is_fast:
+        return None
+    return GrammarCompiler(base.tokenizer, n_vocab=limits.n_vocab, eos_token_ids=base.eos_token_ids)
+
+
+def _tool_format(config: ServeConfig, base: LoadedBase) -> ToolFormat | None:
+    parser = config.tool_parser or detect_tool_parser(str(base.tokenizer.chat_template))
+    return None if parser is None else TOOL_FORMATS[parser]
 
 
 def _device(config: ServeConfig) -> torch.device:

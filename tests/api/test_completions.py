@@ -33,7 +33,9 @@ def test_an_answer_has_the_shape_of_openai_s(server):
     assert (answer["object"], answer["model"]) == ("text_completion", BASE_NAME)
     assert answer["choices"][0].keys() == {"index", "text", "logprobs", "finish_reason"}
     assert answer["choices"][0]["logprobs"] is None
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}
+    details = {"cached_tokens": 0}
+    counts = {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7, "prompt_tokens_details": details}
+    assert answer["usage"] == counts
 
 
 def test_the_four_kinds_of_prompt_are_the_same_prompt(server, tiny):
@@ -219,7 +221,16 @@ def test_include_usage_adds_one_last_chunk_without_choices(server):
     *chunks, last = server.stream(PATH, **body, stream_options={"include_usage": True})
     assert all(chunk["usage"] is None and chunk["choices"] for chunk in chunks)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 28, "total_tokens": 31}
+    assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (3, 28)
+    assert last["usage"]["total_tokens"] == 31
+
+
+def test_continuous_usage_counts_up_with_every_chunk(server):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = server.stream(PATH, prompt="the cat", max_tokens=6, stream_options=options)
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 3, 4, 5, 6]
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {2}
+    assert last["usage"] == chunks[-1]["usage"]
 
 
 @pytest.mark.parametrize("options", [{}, {"include_usage": False}, {"include_usage": None}])

@@ -22,6 +22,7 @@ CODES = {
     "invalid_request": 400,
     "invalid_parameter": 400,
     "unsupported_parameter": 400,
+    "invalid_grammar": 400,
     "invalid_json": 400,
     "context_length_exceeded": 400,
     "model_not_found": 404,
@@ -107,6 +108,14 @@ def test_the_document_names_every_code_with_its_status_and_no_other():
     assert len(rows) == len(CODES)
 
 
+@pytest.mark.parametrize("code", [code for code, status in CODES.items() if status is not None])
+def test_every_code_that_a_client_can_meet_is_met_in_a_test(code):
+    tests = [path for path in Path(__file__).parents[1].rglob("test_*.py") if path.name != Path(__file__).name]
+    here = Path(__file__).read_text().split("DOCUMENT =", 1)[1]
+    cls = next(cls.__name__ for cls in tree() if cls.code == code)
+    assert any(f'"{code}"' in text or cls in text for text in (here, *(path.read_text() for path in tests)))
+
+
 def test_a_stranger_s_exception_shows_nothing_of_itself():
     shown = envelope(RuntimeError("secret path /etc/passwd"))
     assert "secret" not in str(shown)
@@ -146,6 +155,7 @@ def test_every_route_answers_every_method_with_success_or_the_envelope(server, m
                 check(response, method)
                 if method not in allowed and "%2f" not in url:
                     assert response.status_code == 405, (method, url)
+                    assert method == "HEAD" or response.json()["error"]["code"] == "method_not_allowed"
                     assert response.headers["allow"]
 
 

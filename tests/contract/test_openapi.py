@@ -10,6 +10,9 @@ from tests.api.test_errors import routes
 ROUTES = {
     "/v1/completions": {"post"},
     "/v1/chat/completions": {"post"},
+    "/tokenize": {"post"},
+    "/detokenize": {"post"},
+    "/tokenizer_info": {"get"},
     "/v1/models": {"get"},
     "/v1/models/{name}": {"get"},
     "/v1/tasks": {"get"},
@@ -73,7 +76,10 @@ def test_every_operation_is_described_and_fails_with_the_envelope(document):
 
 
 def test_bodies_refuse_what_they_do_not_name(document):
-    for name in ("CompletionBody", "ChatBody", "ChatMessage", "TextPart", "StreamOptions"):
+    for name in (
+        *("CompletionBody", "ChatBody", "ChatMessage", "TextPart", "StreamOptions", "ResponseFormat", "JsonSchema"),
+        *("StructuredOutputs", "Tool", "FunctionTool", "ToolChoice", "ToolCall", "TokenizeBody", "DetokenizeBody"),
+    ):
         assert document["components"]["schemas"][name]["additionalProperties"] is False
 
 

@@ -22,6 +22,16 @@ def pack() -> DemoPack:
 
 @pytest.fixture
 def free_port() -> int:
+    return _free_port()
+
+
+@pytest.fixture(scope="module")
+def free_port_of_module() -> int:
+    """For a server that the tests of a module share."""
+    return _free_port()
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from onebasis import __version__
-from onebasis.api import basis, blends, chat, completions, lora_adapters, models, ops, tasks, versions
+from onebasis.api import basis, blends, chat, completions, lora_adapters, models, ops, tasks, tokenize, versions
 from onebasis.api.deps import Services
 from onebasis.api.drain import DrainGate
 from onebasis.api.errors import ErrorBody, install_error_handlers
@@ -19,7 +19,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    modules = [completions, chat, models, tasks, versions, blends, basis, ops]
+    modules = [completions, chat, tokenize, models, tasks, versions, blends, basis, ops]
     if services.lora_root is not None:
         modules.append(lora_adapters)
     for module in modules:

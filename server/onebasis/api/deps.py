@@ -7,10 +7,14 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from onebasis.api.drain import Drain
+from onebasis.api.tool_formats import ToolFormat
 from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.blend import Blends
 from onebasis.coefficients.registry import TaskRegistry
+from onebasis.core.errors import UnsupportedParameter
 from onebasis.core.ids import Digest
+from onebasis.core.request import TokenConstraint
+from onebasis.engine.constraint import GrammarCompiler
 from onebasis.engine.interface import Engine
 from onebasis.model.text import ModelText
 from onebasis.telemetry.metrics import Metrics
@@ -21,7 +25,8 @@ from onebasis.telemetry.traces import Traces
 class Services:
     """The server's parts, as far as HTTP needs them.
 
-    `fingerprint` goes out as `system_fingerprint`: equal values mean equal weights and code.
+    `fingerprint` goes out as `system_fingerprint`: equal values mean equal weights and code. `grammars` is None for
+    a tokenizer that grammars can't be compiled for, `tool_format` for a model that was taught none.
     """
 
     engine: Engine
@@ -38,10 +43,18 @@ class Services:
     lora_root: Path | None
     drain: Drain
     traces: Traces | None
+    grammars: GrammarCompiler | None
+    tool_format: ToolFormat | None
 
     @property
     def basis_digest(self) -> Digest | None:
         return None if self.basis is None else self.basis.digest
+
+    def constraint(self, param: str, grammar: str) -> TokenConstraint:
+        """A grammar, compiled. Raises InvalidGrammar, or UnsupportedParameter where none can be compiled."""
+        if self.grammars is None:
+            raise UnsupportedParameter(param, "this model's tokenizer does not tell the bytes of its tokens")
+        return self.grammars.compile(grammar, param=param)
 
 
 async def _services(request: Request) -> Services:

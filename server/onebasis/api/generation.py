@@ -16,6 +16,7 @@ from onebasis.core.request import (
     GenerateRequest,
     ResolvedTask,
     SamplingParams,
+    TokenConstraint,
     TokenEvent,
     TokenLogprobs,
 )
@@ -29,20 +30,25 @@ _LEAST_LOGPROB = -9999.0  # OpenAI's for "hardly possible"; JSON has no word for
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """News of one choice: a token, the text that has become certain, the end. `token_id` None: text alone."""
+    """News of one choice: a token, the text that has become certain, the end. `token_id` None: text alone.
+
+    `prompt_logprobs`: with the first news, if they were asked for.
+    """
 
     index: int
     text: str
     token_id: int | None
     logprobs: TokenLogprobs | None
     finish_reason: str | None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A checked request: everything that is the same for its choices, and the prompts.
 
-    Choices are numbered prompt by prompt, `n` for each.
+    Choices are numbered prompt by prompt, `n` for each; `n` counts all that are sampled. A limit of 0 in
+    `max_tokens` means that the prompt alone is wanted.
     """
 
     id: str
@@ -54,6 +60,9 @@ class Plan:
     sampling: SamplingParams
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
+    constraint: TokenConstraint | None
+    skip_special_tokens: bool
+    priority: int
     deadline_s: float | None  # time.monotonic()
 
     @property
@@ -68,21 +77,28 @@ def plan_generation(
     prompts: Sequence[tuple[int, ...]],
     prompt_param: str,
     max_tokens: int | None,
-    n_logprobs: int | None,
     task: ResolvedTask | None,
     text: ModelText,
     limits: EngineLimits,
+    n_sampled: int | None = None,
+    n_logprobs: int | None = None,
+    n_prompt_logprobs: int | None = None,
+    constraint: TokenConstraint | None = None,
+    skip_special_tokens: bool = True,
 ) -> Plan:
     """Check what the schema can't: tokens against the vocabulary, lengths against the context.
 
     Args:
         max_tokens: None for as many as fit behind each prompt.
+        n_sampled: answers to sample for each prompt; by default as many as the client gets.
+        skip_special_tokens: leave them out of the text.
 
     Raises:
         InvalidParameter, ContextLengthExceeded.
     """
-    if len(prompts) * body.n > limits.max_sequences:
-        raise InvalidParameter("n", f"prompts times n is {len(prompts) * body.n}, allowed are {limits.max_sequences}")
+    n = n_sampled or body.n
+    if len(prompts) * n > limits.max_sequences:
+        raise InvalidParameter("n", f"prompts times n is {len(prompts) * n}, allowed are {limits.max_sequences}")
     for prompt in prompts:
         if not prompt:
             raise InvalidParameter(prompt_param, "the tokenizer makes no token of this text; needs at least one")
@@ -100,13 +116,16 @@ def plan_generation(
         created=int(time.time()),
         task=task,
         prompts=tuple(prompts),
-        n=body.n,
+        n=n,
         max_tokens=tuple(
             max_tokens if max_tokens is not None else limits.max_model_len - len(prompt) for prompt in prompts
         ),
-        sampling=_sampling(body, n_logprobs, limits.n_vocab),
+        sampling=replace(_sampling(body, limits.n_vocab), n_logprobs=n_logprobs, n_prompt_logprobs=n_prompt_logprobs),
         stop=body.stop_strings(),
         stop_token_ids=stop_token_ids if body.ignore_eos else stop_token_ids | text.eos_token_ids,
+        constraint=constraint,
+        skip_special_tokens=skip_special_tokens,
+        priority=body.priority,
         deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
     )
 
@@ -120,8 +139,16 @@ class Generation:
         self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
         self._open: dict[str, int] = {}  # request id -> index of the choice
         n_choices = len(plan.prompts) * plan.n
-        self._streams = [TextStream(text, plan.stop) for _ in range(n_choices)]
+        self._streams = [
+            TextStream(text, plan.stop, skip_special_tokens=plan.skip_special_tokens) for _ in range(n_choices)
+        ]
+        self._n_cached: dict[int, int] = {}  # number of the prompt -> tokens of it that were not computed again
         self.n_completion_tokens = 0
+
+    @property
+    def n_cached_tokens(self) -> int:
+        """Prompt tokens that came from a cache, of all prompts together."""
+        return sum(self._n_cached.values())
 
     def start(self) -> Self:
         """Submit everything. Raises QueueFull or EngineStopped; nothing was submitted then."""
@@ -140,11 +167,13 @@ class Generation:
                     request_id=f"{self._plan.id}-{index}",
                     prompt_ids=self._plan.prompts[n_prompt],
                     task=self._plan.task,
-                    max_tokens=self._plan.max_tokens[n_prompt],
+                    max_tokens=max(1, self._plan.max_tokens[n_prompt]),
                     sampling=sampling,
                     stop_token_ids=self._plan.stop_token_ids,
                     sink=sink,
+                    constraint=self._plan.constraint,
                     n_choices=self._plan.n,
+                    priority=self._plan.priority,
                     deadline_s=self._plan.deadline_s,
                     traceparent=request_fields().get("traceparent"),
                 )
@@ -175,6 +204,14 @@ class Generation:
             yield self._delta(event, index)
 
     def _delta(self, event: TokenEvent, index: int) -> ChoiceDelta:
+        n_prompt = index // self._plan.n
+        self._n_cached.setdefault(n_prompt, event.n_cached_tokens)
+        prompt_logprobs = None
+        if event.prompt_logprobs is not None:
+            prompt_logprobs = tuple(_sayable(entry) for entry in event.prompt_logprobs)
+        if self._plan.max_tokens[n_prompt] == 0:  # the engine can't score without choosing a token; it is not told
+            del self._open[event.request_id]
+            return ChoiceDelta(index, "", None, None, FinishReason.LENGTH.value, prompt_logprobs)
         self.n_completion_tokens += 1
         finish = None if event.finish is None else event.finish.value
         text, stopped = self._advance(self._streams[index], event)
@@ -182,13 +219,13 @@ class Generation:
             del self._open[event.request_id]
         if stopped and finish is None:
             self._engine.abort(event.request_id)
-        return ChoiceDelta(index, text, event.token_id, _sayable(event.logprobs), "stop" if stopped else finish)
+        logprobs = None if event.logprobs is None else _sayable(event.logprobs)
+        return ChoiceDelta(index, text, event.token_id, logprobs, "stop" if stopped else finish, prompt_logprobs)
 
-    @staticmethod
-    def _advance(stream: TextStream, event: TokenEvent) -> tuple[str, bool]:
+    def _advance(self, stream: TextStream, event: TokenEvent) -> tuple[str, bool]:
         """Text that the event makes certain, and whether a stop string ends it. A stop token has no text."""
         text = ""
-        if event.token_id is not None and event.finish is not FinishReason.STOP:
+        if event.token_id is not None and event.token_id not in self._plan.stop_token_ids:
             delta = stream.push(event.token_id)
             if delta.stopped:
                 return delta.text, True
@@ -199,15 +236,13 @@ class Generation:
         return text + rest.text, rest.stopped
 
 
-def _sayable(logprobs: TokenLogprobs | None) -> TokenLogprobs | None:
+def _sayable(logprobs: TokenLogprobs) -> TokenLogprobs:
     """The same in numbers that JSON can say: coefficients may be finite and still overflow the model."""
-    if logprobs is None:
-        return None
     top = tuple((token_id, max(_LEAST_LOGPROB, logprob)) for token_id, logprob in logprobs.top)
     return TokenLogprobs(chosen=max(_LEAST_LOGPROB, logprobs.chosen), top=top)  # of NaN, max keeps the first
 
 
-def _sampling(body: GenerationBody, n_logprobs: int | None, n_vocab: int) -> SamplingParams:
+def _sampling(body: GenerationBody, n_vocab: int) -> SamplingParams:
     return SamplingParams(
         temperature=body.temperature,
         top_k=min(max(0, body.top_k), n_vocab),
@@ -218,7 +253,6 @@ def _sampling(body: GenerationBody, n_logprobs: int | None, n_vocab: int) -> Sam
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=body.repetition_penalty,
         logit_bias=_logit_bias(body, n_vocab),
-        n_logprobs=n_logprobs,
     )
 
 

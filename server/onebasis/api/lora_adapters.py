@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
 from onebasis.api.deps import ServicesDep
-from onebasis.api.schemas import JsonObject
+from onebasis.api.json_object import JsonObject
 from onebasis.coefficients.preconditions import ANY, NO_PRECONDITION, Precondition
 from onebasis.core.errors import BodyTooLarge, InvalidParameter, PreconditionFailed, RouteNotFound, TaskAlreadyLoaded
 

@@ -6,8 +6,11 @@ Only the first complaint is told, so lists fail fast: collecting one for each of
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from onebasis.api.json_object import JsonObject
+from onebasis.api.structured import ResponseFormat, StructuredOutputs
+from onebasis.api.tools import MAX_TOOLS, Tool, ToolCall, ToolChoice
 from onebasis.core.errors import InvalidParameter
 
 MAX_CHOICES = 16
@@ -15,33 +18,24 @@ MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_BLEND_PARTS = 16
 MAX_BLEND_WEIGHT = 1000
+MAX_TIMEOUT_S = 24 * 3600
 
 TokenId = Annotated[int, Field(ge=0)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 LogitBias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class JsonObject(BaseModel):
-    """Part of a body: no conversions, no unknown fields, null means that the field is absent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, body: Any) -> Any:
-        """Clients send null for "default". Of the unknown fields, the first is left to be refused."""
-        if not isinstance(body, Mapping):
-            return body
-        given = {name: value for name, value in body.items() if value is not None}
-        known = {name: value for name, value in given.items() if name in cls.model_fields}
-        unknown = next((name for name in given if name not in known), None)
-        return known if unknown is None else known | {unknown: given[unknown]}
-
-
 class StreamOptions(JsonObject):
-    """`include_usage`: a last chunk without choices carries the usage."""
+    """`include_usage`: a last chunk without choices has the usage; `continuous_usage_stats`: every chunk has it."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StreamOptions":
+        if self.continuous_usage_stats and not self.include_usage:
+            raise InvalidParameter("stream_options", "continuous_usage_stats needs include_usage=true")
+        return self
 
 
 class BlendItem(JsonObject):
@@ -85,7 +79,16 @@ class GenerationBody(JsonObject):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     logit_bias: dict[str, LogitBias] | None = None
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds, the wait included")] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    timeout: (
+        Annotated[
+            float,
+            Field(gt=0, le=MAX_TIMEOUT_S, description="seconds from arrival to the last token, the wait included"),
+        ]
+        | None
+    ) = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31, description="lower is served first")] = 0
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256, description="logged with the request, otherwise unused")] | None = None
@@ -107,10 +110,6 @@ class GenerationBody(JsonObject):
         """`stop` as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
-
 
 PromptText = Annotated[str, Field(min_length=1)]
 PromptIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
@@ -121,8 +120,27 @@ class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
     prompt: PromptText | PromptIds | Annotated[list[PromptText], _BATCH] | Annotated[list[PromptIds], _BATCH]
-    max_tokens: Annotated[int, Field(ge=1)] = 16
+    max_tokens: Annotated[int, Field(ge=0, description="0 with echo: the prompt alone is scored")] = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: Annotated[bool, Field(description="the prompt comes before the answer, in text and logprobs")] = False
+    best_of: (
+        Annotated[int, Field(ge=1, le=MAX_CHOICES, description="so many are sampled, the n likeliest kept")] | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CompletionBody":
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidParameter("max_tokens", "0 needs echo=true; else nothing would be answered")
+        if self.best_of is not None and self.best_of < self.n:
+            raise InvalidParameter("best_of", f"is {self.best_of}, needs at least n, which is {self.n}")
+        if self.n_sampled > self.n and self.stream:
+            raise InvalidParameter("best_of", "can't be streamed: which answers are kept shows at their end")
+        return self
+
+    @property
+    def n_sampled(self) -> int:
+        """Answers to sample for each prompt; the n best of them are kept."""
+        return self.best_of or self.n
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one."""
@@ -140,16 +158,29 @@ class TextPart(JsonObject):
 
 
 class ChatMessage(JsonObject):
-    """One turn."""
+    """One turn. An assistant's may hold calls of tools instead of content; a tool's is the result of such a call."""
 
-    role: Literal["system", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
 
-    def as_template_input(self) -> dict[str, str]:
-        """Role and plain text, as chat templates want them."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": self.role, "content": text}
+    @model_validator(mode="after")
+    def _consistent(self) -> "ChatMessage":
+        if self.tool_calls is not None and self.role != "assistant":
+            raise InvalidParameter("messages", f"tool_calls are an assistant's, found them with role {self.role}")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise InvalidParameter("messages", "tool_call_id goes with role tool, and with no other")
+        if self.content is None and self.tool_calls is None:
+            raise InvalidParameter("messages", "a message needs content")
+        return self
+
+    @property
+    def text(self) -> str:
+        """Content as plain text, as chat templates want it."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
 
 
 class ChatBody(GenerationBody):
@@ -160,6 +191,9 @@ class ChatBody(GenerationBody):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> "ChatBody":

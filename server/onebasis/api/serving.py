@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from onebasis.api.deps import Services
 from onebasis.api.errors import CLIENT_CLOSED_REQUEST, envelope
 from onebasis.api.generation import ChoiceDelta, Generation, Plan
-from onebasis.api.schemas import GenerationBody
+from onebasis.api.schemas import GenerationBody, StreamOptions
 from onebasis.core.request import ResolvedTask
 from onebasis.telemetry.request_context import note
 
@@ -58,12 +58,13 @@ class Frame:
             "onebasis": _attribution(self.plan.task, self.services),
         }
 
-    def usage(self, generation: Generation) -> dict[str, int]:
-        """Token counts of the whole request."""
+    def usage(self, generation: Generation) -> dict[str, Any]:
+        """Token counts of the whole request, so far."""
         return {
             "prompt_tokens": self.plan.n_prompt_tokens,
             "completion_tokens": generation.n_completion_tokens,
             "total_tokens": self.plan.n_prompt_tokens + generation.n_completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": generation.n_cached_tokens},
         }
 
 
@@ -111,7 +112,8 @@ async def answer(
     generation = Generation(plan, services.engine, services.text).start()
     _log.info("generate", extra={"n_prompt_tokens": plan.n_prompt_tokens, "user": body.user})
     if body.stream:
-        events = _events(frame, generation, kinds[1], answer_format, opening, include_usage=body.include_usage)
+        options = body.stream_options or StreamOptions()
+        events = _events(frame, generation, kinds[1], answer_format, opening, options)
         return GenerationStream(generation, events)
     with closing(generation):
         return await _unless_disconnected(request, _whole(frame, generation, kinds[0], answer_format))
@@ -130,18 +132,21 @@ async def _events(
     kind: str,
     answer_format: AnswerFormat,
     opening: Callable[[int], dict[str, Any]] | None,
-    *,
-    include_usage: bool,
+    options: StreamOptions,
 ) -> AsyncIterator[str]:
-    extra = {"usage": None} if include_usage else {}
     opened: set[int] = set()
+
+    def chunk(choice: dict[str, Any]) -> str:
+        usage = frame.usage(generation) if options.continuous_usage_stats else None
+        return _event(frame.with_choices(kind, [choice]) | ({"usage": usage} if options.include_usage else {}))
+
     try:
         async for delta in generation.deltas():
             if opening is not None and delta.index not in opened:
                 opened.add(delta.index)
-                yield _event(frame.with_choices(kind, [opening(delta.index)]) | extra)
-            yield _event(frame.with_choices(kind, [answer_format.chunk_choice(delta)]) | extra)
-        if include_usage:
+                yield chunk(opening(delta.index))
+            yield chunk(answer_format.chunk_choice(delta))
+        if options.include_usage:
             yield _event(frame.with_choices(kind, []) | {"usage": frame.usage(generation)})
     except Exception as error:  # the status has been sent: the error is an event of the stream
         _log.warning("a stream ended with an error", exc_info=error)

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MIB = 1024 * 1024
 DEFAULT_STORE = "sqlite:///onebasis.db"
 
+ToolParser = Literal["hermes", "llama3_json", "mistral"]
+"""How a model family writes calls of tools; the names are vLLM's."""
+
 
 class ServeConfig(BaseModel):
     """Settings of one server. Field names are the command line's options.
@@ -30,6 +33,8 @@ class ServeConfig(BaseModel):
     """Folder from which vLLM's /v1/load_lora_adapter may read files; by default that route does not exist."""
     served_model_name: str | None = None
     """How clients name the base; by default the folder's name."""
+    tool_parser: ToolParser | None = None
+    """How the model writes calls of tools; by default what its chat template shows."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     allow_unauthenticated: bool = False

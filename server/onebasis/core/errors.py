@@ -46,6 +46,17 @@ class UnsupportedParameter(RequestError):
         self.param = param
 
 
+class InvalidGrammar(RequestError):
+    """A grammar, regex or JSON schema can't be used to constrain an answer."""
+
+    code = "invalid_grammar"
+
+    def __init__(self, param: str | None, reason: str) -> None:
+        super().__init__(f"{param or 'the grammar'}: {reason}")
+        self.param = param
+        self.reason = reason
+
+
 class InvalidJson(RequestError):
     """The body is not a JSON object."""
 

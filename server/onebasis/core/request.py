@@ -67,8 +67,8 @@ class SamplingParams:
 
     temperature 0 means greedy; top_k 0, top_p 1 and min_p 0 switch these filters off. Penalties: presence and
     frequency look at generated tokens, repetition at prompt and generated tokens (the convention of vLLM).
-    `n_logprobs` None asks for none; 0 for the chosen token's alone. They are of the model's own distribution,
-    before penalties, bias and temperature.
+    `n_logprobs` None asks for none; 0 for the chosen token's alone; `n_prompt_logprobs` the same of the prompt's
+    own tokens. They are of the model's own distribution, before penalties, bias, temperature and constraint.
     """
 
     temperature: float = 1.0
@@ -81,6 +81,33 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     n_logprobs: int | None = None
+    n_prompt_logprobs: int | None = None
+
+
+class ConstraintState(Protocol):
+    """How far one answer has come in its grammar. Engine thread only."""
+
+    @property
+    def allowed(self) -> NDArray[np.bool_]:
+        """[n_vocab] which tokens may come next."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """True once nothing may follow."""
+        ...
+
+    def advance(self, token_id: int) -> None:
+        """Take the token that was chosen. Raises InvalidGrammar when the grammar can't be followed any further."""
+        ...
+
+
+class TokenConstraint(Protocol):
+    """A grammar that answers have to follow. Immutable; one may serve many requests."""
+
+    def start(self) -> ConstraintState:
+        """The state of an answer without tokens."""
+        ...
 
 
 class FinishReason(StrEnum):
@@ -105,7 +132,8 @@ class TokenEvent:
     """One step's news of one request. The event with a `finish` is the last; it may come without a token.
 
     `error` is set with FinishReason.ERROR only. `n_cached_tokens`: prompt tokens that came from the prefix cache, the
-    same in every event of the request.
+    same in every event of the request. `prompt_logprobs`, if asked for, come with the first event: one entry for each
+    prompt token but the first, which nothing predicts.
     """
 
     request_id: str
@@ -113,6 +141,7 @@ class TokenEvent:
     logprobs: TokenLogprobs | None = None
     finish: FinishReason | None = None
     error: Exception | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     n_cached_tokens: int = 0
 
 
@@ -134,6 +163,8 @@ class GenerateRequest:
         stop_token_ids: these end the answer; the stopping token is reported as the last event's token.
             Empty when the client asked to ignore the end-of-sequence token and gave none of its own.
         sink: where the events go.
+        constraint: the grammar that the answer has to follow, None for any text. Where the grammar ends, the answer
+            ends with FinishReason.STOP.
         n_choices: how many sequences the client asked for with this one, for the metrics.
         tenant: whose request it is, for fair shares; None where nobody is told apart.
         priority: lower is served first (vLLM's convention).
@@ -150,9 +181,14 @@ class GenerateRequest:
     sampling: SamplingParams
     stop_token_ids: frozenset[int]
     sink: EventSink
+    constraint: TokenConstraint | None = None
     n_choices: int = 1
     tenant: str | None = None
     priority: int = 0
     deadline_s: float | None = None
-    needs_prompt_logits: bool = False
     traceparent: str | None = None
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """The prompt has to be computed whole: a cached prefix has keys and values, no logits."""
+        return self.sampling.n_prompt_logprobs is not None

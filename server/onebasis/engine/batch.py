@@ -9,7 +9,10 @@ from onebasis.model.batch import DecodeGroup, ForwardBatch, PrefillChunk
 
 
 def order_runs(plan: StepPlan) -> list[ScheduledRun]:
-    """The plan's runs as the batch has them: single tokens first. Logits come in this order, too."""
+    """The plan's runs as the batch has them: single tokens first. Logits come in this order, too.
+
+    First one row for each run that samples, then the rows of prompt positions that runs score.
+    """
     return sorted(plan.runs, key=lambda run: run.end - run.start > 1)
 
 
@@ -19,7 +22,8 @@ def build_batch(runs: list[ScheduledRun], *, block_size: int, device: torch.devi
     positions: list[int] = []
     kv_rows: list[int] = []
     slots: list[int] = []
-    logit_rows: list[int] = []
+    sampled_rows: list[int] = []
+    scored_rows: list[int] = []
     decodes: list[ScheduledRun] = []
     chunks: list[PrefillChunk] = []
     for run in runs:
@@ -33,7 +37,8 @@ def build_batch(runs: list[ScheduledRun], *, block_size: int, device: torch.devi
         )
         slots += [sequence.slot] * (run.end - run.start)
         if run.samples:
-            logit_rows.append(len(token_ids) - 1)
+            sampled_rows.append(len(token_ids) - 1)
+        scored_rows += (start_row + position - run.start for position in run.scored)
         if run.end - run.start == 1:
             decodes.append(run)
         else:
@@ -46,7 +51,7 @@ def build_batch(runs: list[ScheduledRun], *, block_size: int, device: torch.devi
         positions=torch.tensor(positions, device=device),
         kv_rows=torch.tensor(kv_rows, device=device),
         token_slots=torch.tensor(slots, dtype=torch.int32, device=device) if has_task else None,
-        logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
+        logit_rows=torch.tensor(sampled_rows + scored_rows, dtype=torch.int64, device=device),
         decodes=_decode_group(decodes, block_size, device) if decodes else None,
         chunks=tuple(chunks),
     )

@@ -240,15 +240,16 @@ class EngineLoop:
         else:
             self._metrics.observe_token_gap(now_s - sequence.last_token_s)
         sequence.last_token_s = now_s
-        finish = sequence.append(sampled.token_id)
+        try:
+            finish = sequence.append(sampled.token_id)
+        except Exception as error:  # its constraint can't go on
+            self._end(sequence, FinishReason.ERROR, error=error)
+            return
         if finish is not None:
             self._end(sequence, finish, sampled=sampled)
             return
         try:
-            event = TokenEvent(
-                sequence.request_id, sampled.token_id, sampled.logprobs, n_cached_tokens=sequence.n_cached_tokens
-            )
-            self._ledger.tell(sequence, event)
+            self._ledger.tell(sequence, _event(sequence, sampled))
         except Exception as error:
             self._end(sequence, FinishReason.ERROR, error=error)
 
@@ -280,16 +281,8 @@ class EngineLoop:
         self._metrics.observe_finished(report)
         if self._traces is not None:
             self._traces.observe_finished(report)
-        event = TokenEvent(
-            sequence.request_id,
-            None if sampled is None else sampled.token_id,
-            None if sampled is None else sampled.logprobs,
-            finish=finish,
-            error=error,
-            n_cached_tokens=sequence.n_cached_tokens,
-        )
         try:
-            sequence.request.sink(event)
+            sequence.request.sink(_event(sequence, sampled, finish=finish, error=error))
         except Exception as sink_error:
             _log.error("nobody could be told how %s ended", sequence.request_id, exc_info=sink_error)
 
@@ -297,6 +290,26 @@ class EngineLoop:
         """What ended requests still hold, so that the parts of a stopped engine are whole."""
         for sequence in list(self._sequences.values()):
             self._end(sequence, FinishReason.ERROR)
+
+
+def _event(
+    sequence: EngineSequence,
+    sampled: Sampled | None,
+    *,
+    finish: FinishReason | None = None,
+    error: Exception | None = None,
+) -> TokenEvent:
+    """What the caller hears of a token that has just been appended, or of an ending without one."""
+    is_first = sampled is not None and len(sequence.output_ids) == 1
+    return TokenEvent(
+        sequence.request_id,
+        None if sampled is None else sampled.token_id,
+        None if sampled is None else sampled.logprobs,
+        finish=finish,
+        error=error,
+        n_cached_tokens=sequence.n_cached_tokens,
+        prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first and sequence.request.needs_prompt_logits else None,
+    )
 
 
 def _report(sequence: EngineSequence, finish: FinishReason) -> RequestReport:

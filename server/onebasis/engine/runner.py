@@ -10,8 +10,8 @@ from onebasis.core.errors import NoBasis
 from onebasis.core.ids import BASE_SLOT
 from onebasis.engine.batch import build_batch, order_runs
 from onebasis.engine.isolation import sample_isolated
-from onebasis.engine.sampler import Sampled, SampleRow
-from onebasis.engine.scheduler import StepPlan
+from onebasis.engine.sampler import Sampled, SampleRow, score_tokens
+from onebasis.engine.scheduler import ScheduledRun, StepPlan
 from onebasis.engine.sequence import EngineSequence
 from onebasis.model.batch import ForwardBatch
 
@@ -66,8 +66,26 @@ class Runner:
         runs = order_runs(plan)
         logits = self._decoder.forward(build_batch(runs, block_size=self._block_size, device=self._device))
         sampling = [run.sequence for run in runs if run.samples]
+        _score_prompts(runs, logits[len(sampling) :])
         rows = [
-            SampleRow(sequence.request.sampling, sequence.request.prompt_ids, sequence.output_ids)
+            SampleRow(
+                sequence.request.sampling,
+                sequence.request.prompt_ids,
+                sequence.output_ids,
+                None if sequence.constraint is None else sequence.constraint.allowed,
+            )
             for sequence in sampling
         ]
-        return list(zip(sampling, sample_isolated(logits, rows), strict=True))
+        return list(zip(sampling, sample_isolated(logits[: len(sampling)], rows), strict=True))
+
+
+def _score_prompts(runs: list[ScheduledRun], logits: Tensor) -> None:
+    """Note what each prompt token was worth where a run scores it. logits: their rows, in order of runs."""
+    start = 0
+    for run in runs:
+        scored, request = run.scored, run.sequence.request
+        if scored and request.sampling.n_prompt_logprobs is not None:
+            token_ids = request.prompt_ids[scored.start + 1 : scored.stop + 1]
+            of_run = logits[start : start + len(scored)]
+            run.sequence.prompt_logprobs += score_tokens(of_run, token_ids, request.sampling.n_prompt_logprobs)
+        start += len(scored)

@@ -1,17 +1,21 @@
 """From logits to one token for every sequence of a step."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onebasis.core.request import SamplingParams, TokenLogprobs
 
 _GREEDY_BELOW = 1e-5  # a temperature under this is 0 in effect, and float32 could not divide by it safely
 _UNIFORM_BITS = 24  # what float32 holds exactly, so that a draw can't be rounded up to 1
+_N_SCORED = 64  # rows of a prompt that are scored at once: bounds the float32 copies of their logits
 _N_HEAD = 512  # tokens ranked before a row's whole vocabulary is sorted
 
 
@@ -22,6 +26,7 @@ class SampleRow:
     params: SamplingParams
     prompt_ids: Sequence[int]
     output_ids: Sequence[int]  # generated so far
+    allowed: NDArray[np.bool_] | None = None  # [n_vocab] tokens that the row's grammar lets come next; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class _Ranking:
 def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     """Choose one token per row, as each row's SamplingParams say.
 
-    Order: logit_bias, repetition penalty, frequency and presence penalty, temperature, min_p, top_k, top_p.
+    Order: logit_bias, repetition penalty, frequency and presence penalty, the tokens that are allowed,
+    temperature, min_p, top_k, top_p.
     A draw depends on the row's logits, its seed and len(output_ids), never on the other rows or on earlier
     calls. Of equal logits the lowest id comes first everywhere. All-greedy rows cost one argmax.
 
@@ -61,14 +67,32 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     shaped = _bias_and_penalise(logits, rows)
     token_ids = shaped.argmax(dim=-1)
     random = [i for i, row in enumerate(rows) if row.params.temperature >= _GREEDY_BELOW]
+    greedy = [i for i, row in enumerate(rows) if row.params.temperature < _GREEDY_BELOW and row.allowed is not None]
     plain = [i for i in random if not _is_filtered(rows[i].params)]
     filtered = [i for i in random if _is_filtered(rows[i].params)]
-    for draw, members in ((_draw, plain), (_draw_filtered, filtered)):
+    for draw, members in ((_best, greedy), (_draw, plain), (_draw_filtered, filtered)):
         if members:
-            token_ids[members] = draw(shaped[members], [rows[i] for i in members])
+            of_members = [rows[i] for i in members]
+            token_ids[members] = draw(_only_allowed(shaped[members], of_members), of_members)
     chosen: list[int] = token_ids.tolist()
     logprobs = _logprobs(logits, rows, chosen)
     return [Sampled(token_id, logprobs.get(i)) for i, token_id in enumerate(chosen)]
+
+
+def score_tokens(logits: Tensor, token_ids: Sequence[int], n_top: int) -> list[TokenLogprobs]:
+    """Log-probability of one given token per row under the model's own distribution, and the n_top best of the row.
+
+    Args:
+        logits: [n_rows, n_vocab], any float dtype. No float32 copy of all of it is made at once.
+        token_ids: one for each row.
+    """
+    found: list[TokenLogprobs] = []
+    for start in range(0, len(token_ids), _N_SCORED):
+        table = logits[start : start + _N_SCORED].float().log_softmax(dim=-1)
+        ids = torch.tensor(token_ids[start : start + _N_SCORED], device=logits.device).unsqueeze(1)
+        of_ids: list[float] = table.gather(1, ids).squeeze(1).tolist()
+        found += (TokenLogprobs(number, tuple(top)) for number, top in zip(of_ids, _top(table, n_top), strict=True))
+    return found
 
 
 def uniform(seed: int, position: int) -> float:
@@ -122,6 +146,19 @@ def _cells(cells: list[tuple[int, int, float]], device: torch.device) -> tuple[T
         torch.tensor(at_token, device=device),
         torch.tensor(numbers, dtype=torch.float32, device=device),
     )
+
+
+def _only_allowed(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """`logits`, changed in place: -inf where a row's grammar does not let a token come."""
+    for of_row, row in zip(logits, rows, strict=True):
+        if row.allowed is not None:
+            of_row.masked_fill_(torch.from_numpy(~row.allowed).to(logits.device), -math.inf)
+    return logits
+
+
+def _best(logits: Tensor, _rows: Sequence[SampleRow]) -> Tensor:
+    """[n_rows] the most likely token ids."""
+    return logits.argmax(dim=-1)
 
 
 def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:

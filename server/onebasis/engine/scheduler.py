@@ -29,6 +29,15 @@ class ScheduledRun:
     def samples(self) -> bool:
         return self.end == self.sequence.n_tokens
 
+    @property
+    def scored(self) -> range:
+        """Positions whose logits give log-probabilities of prompt tokens that are wanted and not yet known."""
+        request = self.sequence.request
+        if not request.needs_prompt_logits:
+            return range(0)
+        n_known = len(self.sequence.prompt_logprobs)
+        return range(max(self.start, n_known), min(self.end, len(request.prompt_ids) - 1))
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:

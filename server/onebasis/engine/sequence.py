@@ -1,7 +1,7 @@
 """One request while the engine works on it."""
 
 from onebasis.core.ids import BASE_SLOT
-from onebasis.core.request import FinishReason, GenerateRequest
+from onebasis.core.request import ConstraintState, FinishReason, GenerateRequest, TokenLogprobs
 from onebasis.engine.block_keys import BlockKey
 
 
@@ -9,7 +9,8 @@ class EngineSequence:
     """Tokens so far, and how many of them are in the KV cache. Made by the caller's thread, then the engine thread's.
 
     Invariant: n_computed <= n_tokens, and `blocks` hold at least n_computed tokens. The scheduler owns `n_computed`,
-    `n_cached_tokens`, `blocks`, `block_keys` and `ticket`, the loop owns `slot` and the times.
+    `n_cached_tokens`, `blocks`, `block_keys` and `ticket`, the loop owns `slot` and the times, the runner
+    `prompt_logprobs`.
 
     Attributes:
         n_cached_tokens: prompt tokens that were in the prefix cache when it was first admitted.
@@ -20,6 +21,8 @@ class EngineSequence:
     def __init__(self, request: GenerateRequest, *, arrived_s: float) -> None:
         self.request = request
         self.output_ids: list[int] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []  # of prompt tokens 1, 2 and so on, as far as they are known
+        self.constraint: ConstraintState | None = None if request.constraint is None else request.constraint.start()
         self.n_computed = 0
         self.n_cached_tokens = 0
         self.blocks: list[int] = []
@@ -60,10 +63,18 @@ class EngineSequence:
         return [*self.request.prompt_ids[start:end], *self.output_ids[: max(0, end - n_prompt)]]
 
     def append(self, token_id: int) -> FinishReason | None:
-        """Add a sampled token; the reason to end, if it is the last."""
+        """Add a sampled token; the reason to end, if it is the last.
+
+        Raises:
+            InvalidGrammar: the request's grammar can't be followed any further.
+        """
         self.output_ids.append(token_id)
         if token_id in self.request.stop_token_ids:
             return FinishReason.STOP
+        if self.constraint is not None:
+            self.constraint.advance(token_id)
+            if self.constraint.is_complete:
+                return FinishReason.STOP
         if len(self.output_ids) == self.request.max_tokens:
             return FinishReason.LENGTH
         return None

@@ -28,8 +28,9 @@ class TextStream:
     come. Joined, the pieces are what the tokenizer makes of all tokens at once, cut before the first stop string.
     """
 
-    def __init__(self, tokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Detokenizer, stop: Sequence[str] = (), *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._stop = tuple(stop)
         self._n_held = max((len(text) for text in stop), default=1) - 1
         self._ids: list[int] = []
@@ -65,4 +66,4 @@ class TextStream:
         return TextDelta(text[:n_ready])
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)

@@ -45,7 +45,7 @@ class ForwardBatch:
     kv_rows: [n_tokens] int64, where each token's key and value go: block * block_size + offset.
     token_slots: [n_tokens] int32, the arena slot of each token's task, BASE_SLOT for none; None when no token of
         the step has a task, and then nothing of the basis runs.
-    logit_rows: [n_samples] int64, the tokens whose logits are wanted.
+    logit_rows: [n_logits] int64, the tokens whose logits are wanted: those that sample, then those of prompts to score.
     """
 
     token_ids: Tensor

@@ -28,7 +28,7 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Logits [n_samples, n_vocab] in the model's dtype, at the rows that the batch asks for."""
+        """Logits [n_logits, n_vocab] in the model's dtype, at the rows that the batch asks for."""
         self._step.begin(batch)
         output = self._model(
             input_ids=batch.token_ids.unsqueeze(0),

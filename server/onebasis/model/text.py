@@ -1,6 +1,8 @@
 """The text side of a model: prompts to tokens, tokens to text. Safe to use from several threads."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -23,16 +25,29 @@ class ModelText:
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._decode = _decoder(tokenizer)
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokens of plain text, with the special tokens that the model expects at the start.
 
         Raises:
             ContextLengthExceeded: however it is tokenized, it is longer than any prompt may be.
         """
         self._check_length(len(text), "prompt")
-        return tuple(self._tokenizer(text)["input_ids"])
+        return tuple(self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+    @property
+    def template_knows_tools(self) -> bool:
+        """The chat template says what tools there are; otherwise they have to be told in a message."""
+        return re.search(r"\btools\b", str(self._tokenizer.chat_template)) is not None
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Tokens that stand for themselves and are left out of texts, with their ids."""
+        tokens: list[str] = self._tokenizer.all_special_tokens
+        return dict(zip(tokens, self._tokenizer.all_special_ids, strict=True))
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[int, ...]:
         """Tokens of a chat through the model's template, up to where the assistant speaks.
 
         Raises:
@@ -44,7 +59,7 @@ class ModelText:
             raise InvalidParameter("messages", "this model has no chat template; use /v1/completions")
         try:
             token_ids = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=False
+                list(messages), tools=tools, add_generation_prompt=True, return_dict=False
             )
         except TemplateError as error:
             raise InvalidParameter("messages", f"the model's chat template refuses them: {error}") from error
@@ -53,6 +68,18 @@ class ModelText:
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of tokens."""
         return self._decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def names_of(self, token_ids: Sequence[int]) -> list[str]:
+        """How the vocabulary spells tokens."""
+        names: list[str] = self._tokenizer.convert_ids_to_tokens(list(token_ids))
+        return names
+
+    def info(self) -> dict[str, Any]:
+        """Special tokens and chat template, under the names of tokenizer_config.json."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
+        return {"tokenizer_class": type(self._tokenizer).__name__} | {
+            name: getattr(self._tokenizer, name) for name in names
+        }
 
     def _check_length(self, n_characters: int, param: str) -> None:
         n_least = -(-n_characters // self._longest_token)
