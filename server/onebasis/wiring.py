@@ -87,7 +87,9 @@ def build_server(config: ServeConfig) -> Server:
     )
     database = Database(config.store)
     registry = TaskRegistry(TaskStore(database), None if basis is None else basis.spec, base.name)
+    begun_s = time.monotonic()
     registry.follow()
+    _log.info("registry: %d tasks read in %.2f s", registry.snapshot().n_registered, time.monotonic() - begun_s)
     follower = Follower(registry)
     traces = _traces(config, base.name)
     metrics = Metrics(

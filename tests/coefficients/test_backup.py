@@ -115,6 +115,14 @@ def test_a_restore_into_a_store_with_a_history_needs_the_operators_word(registry
     ]
 
 
+def test_a_running_registry_notices_that_its_own_store_went_back_to_a_backup(registry, database, tmp_path):
+    back_up(database, tmp_path / "backup")
+    registry.register("later", ONE)
+    restore(tmp_path / "backup", database, replace=True)
+    registry.register("other", TWO)  # as many changes as it knows of
+    assert [task.name for task in registry.page(9).tasks] == ["a", "b", "other"]
+
+
 def test_a_damaged_file_is_named_and_keeps_nothing_else_from_being_saved(registry, database, other, tmp_path):
     with database.writing() as connection:
         statement = text("UPDATE coefficient_files SET body = :body WHERE digest = :digest")
