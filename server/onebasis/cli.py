@@ -29,6 +29,7 @@ from onebasis.fitting.basis import BasisKind, build_basis
 from onebasis.fitting.data import read_jsonl, split, tokenize
 from onebasis.fitting.job import fit_task
 from onebasis.fitting.train import FitRecipe, StepLoss
+from onebasis.identity.commands import keys_app
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import load_base
 from onebasis.model.sites import linear_sites
@@ -38,6 +39,7 @@ from onebasis.wiring import build_server
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 basis_app = typer.Typer(no_args_is_help=True, help="Make a shared basis.")
 app.add_typer(basis_app, name="basis")
+app.add_typer(keys_app, name="keys")
 app.add_typer(demo_app, name="demo")
 
 _DEFAULTS = ServeConfig(model=Path())
@@ -80,6 +82,14 @@ def serve(
     allow_unauthenticated: Annotated[
         bool, typer.Option(help="Listen beyond loopback.", envvar="ONEBASIS_ALLOW_UNAUTHENTICATED")
     ] = _DEFAULTS.allow_unauthenticated,
+    require_auth: Annotated[
+        bool, typer.Option(help="Ask for an API key on every route.", envvar="ONEBASIS_REQUIRE_AUTH")
+    ] = _DEFAULTS.require_auth,
+    api_keys_file: Annotated[
+        Path | None, typer.Option(help="API keys, one a line.", envvar="ONEBASIS_API_KEYS_FILE")
+    ] = None,
+    protect_metrics: Annotated[bool, typer.Option(envvar="ONEBASIS_PROTECT_METRICS")] = _DEFAULTS.protect_metrics,
+    cors_origin: Annotated[list[str], typer.Option(envvar="ONEBASIS_CORS_ORIGIN")] = _DEFAULTS.cors_origin,
     dtype: Annotated[str, typer.Option(envvar="ONEBASIS_DTYPE")] = _DEFAULTS.dtype,
     device: Annotated[str, typer.Option(envvar="ONEBASIS_DEVICE")] = _DEFAULTS.device,
     threads: ThreadsOption = None,
@@ -91,6 +101,17 @@ def serve(
     max_waiting: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_WAITING")] = _DEFAULTS.max_waiting,
     arena_mib: Annotated[int, typer.Option(envvar="ONEBASIS_ARENA_MIB")] = _DEFAULTS.arena_mib,
     max_body_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_BODY_BYTES")] = _DEFAULTS.max_body_bytes,
+    max_json_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_JSON_BYTES")] = _DEFAULTS.max_json_bytes,
+    max_header_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_HEADER_BYTES")] = _DEFAULTS.max_header_bytes,
+    tenant_tasks: Annotated[int | None, typer.Option(envvar="ONEBASIS_TENANT_TASKS")] = None,
+    tenant_bytes: Annotated[int | None, typer.Option(envvar="ONEBASIS_TENANT_BYTES")] = None,
+    tenant_requests_per_minute: Annotated[
+        int | None, typer.Option(envvar="ONEBASIS_TENANT_REQUESTS_PER_MINUTE")
+    ] = None,
+    tenant_tokens_per_minute: Annotated[int | None, typer.Option(envvar="ONEBASIS_TENANT_TOKENS_PER_MINUTE")] = None,
+    tenant_concurrent_requests: Annotated[
+        int | None, typer.Option(envvar="ONEBASIS_TENANT_CONCURRENT_REQUESTS")
+    ] = None,
     drain_s: Annotated[int, typer.Option(envvar="ONEBASIS_DRAIN_S")] = _DEFAULTS.drain_s,
     log_level: Annotated[str, typer.Option(envvar="ONEBASIS_LOG_LEVEL")] = _DEFAULTS.log_level,
     log_json: Annotated[bool, typer.Option(envvar="ONEBASIS_LOG_JSON")] = _DEFAULTS.log_json,
@@ -108,6 +129,8 @@ def serve(
             port=config.port,
             log_config=None,
             access_log=False,
+            http="h11",  # the only one of uvicorn's that bounds a header while it is read
+            h11_max_incomplete_event_size=config.max_header_bytes,
             timeout_graceful_shutdown=config.drain_s,
         )
     finally:

@@ -1,12 +1,19 @@
 """The ASGI application, from its parts."""
 
+from typing import Final
+
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from onebasis import __version__
-from onebasis.api import chat, completions, models, ops, tasks
+from onebasis.api import chat, completions, keys, models, ops, tasks, tenants
+from onebasis.api.auth import Authenticated
 from onebasis.api.deps import Services
 from onebasis.api.errors import ErrorBody, install_error_handlers
-from onebasis.api.middleware import BodyLimit, Observed
+from onebasis.api.middleware import BodyLimit, HeaderLimit, Observed
+
+_CORS_REQUEST_HEADERS: Final = ("Authorization", "Content-Digest", "If-Match", "If-None-Match", "X-Request-Id")
+_CORS_ANSWER_HEADERS: Final = ("ETag", "Location", "Retry-After", "X-Request-Id")
 
 
 def create_app(services: Services) -> FastAPI:
@@ -18,9 +25,30 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    for module in (completions, chat, models, tasks, ops):
+    for module in (completions, chat, models, tasks, keys, tenants, ops):
         app.include_router(module.router, responses={"default": {"model": ErrorBody, "description": "Any failure"}})
     install_error_handlers(app)
-    app.add_middleware(BodyLimit, limit_bytes=services.max_body_bytes)
-    app.add_middleware(Observed, metrics=services.metrics)  # outermost: it sees every answer
+    _wrap(app, services)
     return app
+
+
+def _wrap(app: FastAPI, services: Services) -> None:
+    """What every request goes through, innermost first."""
+    edge, identity = services.edge, services.identity
+    app.add_middleware(
+        Authenticated,
+        authenticator=identity.authenticator,
+        rates=identity.rates,
+        protect_metrics=edge.protect_metrics,
+    )
+    app.add_middleware(BodyLimit, upload_bytes=edge.max_body_bytes, json_bytes=edge.max_json_bytes)
+    app.add_middleware(HeaderLimit, limit_bytes=edge.max_header_bytes)
+    if edge.cors_origin:  # outside of authentication: a browser asks for leave without a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=edge.cors_origin,
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_headers=_CORS_REQUEST_HEADERS,
+            expose_headers=_CORS_ANSWER_HEADERS,
+        )
+    app.add_middleware(Observed, metrics=services.metrics)  # outermost: it sees every answer

@@ -5,19 +5,21 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from onebasis.api.auth import GENERATE, TOKENS_LEFT, CallerDep
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.generation import ChoiceDelta, Plan, plan_generation
 from onebasis.api.schemas import ChatBody
 from onebasis.api.serving import answer
+from onebasis.identity.caller import Caller
 from onebasis.model.text import ModelText
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], dependencies=[GENERATE, TOKENS_LEFT])
 
 
 @router.post("/v1/chat/completions", summary="Answer a chat")
-async def chat(request: Request, body: ChatBody, services: ServicesDep) -> Response:
+async def chat(request: Request, body: ChatBody, services: ServicesDep, caller: CallerDep) -> Response:
     """OpenAI's chat completions; `model` chooses the task. The model's own chat template makes the prompt."""
-    plan = await run_in_threadpool(_plan, body, services)
+    plan = await run_in_threadpool(_plan, body, services, caller)
     return await answer(
         request,
         services,
@@ -29,7 +31,7 @@ async def chat(request: Request, body: ChatBody, services: ServicesDep) -> Respo
     )
 
 
-def _plan(body: ChatBody, services: Services) -> Plan:
+def _plan(body: ChatBody, services: Services, caller: Caller) -> Plan:
     task = services.registry.resolve(body.model)
     prompt = services.text.encode_chat([message.as_template_input() for message in body.messages])
     return plan_generation(
@@ -42,6 +44,7 @@ def _plan(body: ChatBody, services: Services) -> Plan:
         task=task,
         text=services.text,
         limits=services.engine.limits,
+        caller=caller,
     )
 
 

@@ -5,20 +5,22 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from onebasis.api.auth import GENERATE, TOKENS_LEFT, CallerDep
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.generation import ChoiceDelta, Plan, plan_generation
 from onebasis.api.schemas import CompletionBody
 from onebasis.api.serving import answer
 from onebasis.core.request import TokenLogprobs
+from onebasis.identity.caller import Caller
 from onebasis.model.text import ModelText
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], dependencies=[GENERATE, TOKENS_LEFT])
 
 
 @router.post("/v1/completions", summary="Continue a prompt")
-async def complete(request: Request, body: CompletionBody, services: ServicesDep) -> Response:
+async def complete(request: Request, body: CompletionBody, services: ServicesDep, caller: CallerDep) -> Response:
     """OpenAI's completions; `model` chooses the task. Prompts: text, token ids, or a list of either."""
-    plan = await run_in_threadpool(_plan, body, services)
+    plan = await run_in_threadpool(_plan, body, services, caller)
     return await answer(
         request,
         services,
@@ -29,7 +31,7 @@ async def complete(request: Request, body: CompletionBody, services: ServicesDep
     )
 
 
-def _plan(body: CompletionBody, services: Services) -> Plan:
+def _plan(body: CompletionBody, services: Services, caller: Caller) -> Plan:
     task = services.registry.resolve(body.model)
     prompts = [services.text.encode(p) if isinstance(p, str) else tuple(p) for p in body.prompts()]
     return plan_generation(
@@ -42,6 +44,7 @@ def _plan(body: CompletionBody, services: Services) -> Plan:
         task=task,
         text=services.text,
         limits=services.engine.limits,
+        caller=caller,
     )
 
 

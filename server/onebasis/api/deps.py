@@ -9,8 +9,35 @@ from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.registry import TaskRegistry
 from onebasis.core.ids import Digest
 from onebasis.engine.interface import Engine
+from onebasis.identity.audit import AuditLog
+from onebasis.identity.authenticator import Authenticator
+from onebasis.identity.key_store import KeyStore
+from onebasis.identity.quota_store import QuotaStore
+from onebasis.identity.rates import RateLimits
 from onebasis.model.text import ModelText
 from onebasis.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who calls and how much they may use, and where that is changed."""
+
+    authenticator: Authenticator
+    keys: KeyStore
+    quotas: QuotaStore
+    audit: AuditLog
+    rates: RateLimits
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """What requests may look like before any route sees them; meanings as in ServeConfig."""
+
+    max_body_bytes: int
+    max_json_bytes: int
+    max_header_bytes: int
+    cors_origin: tuple[str, ...]
+    protect_metrics: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +55,8 @@ class Services:
     base_name: str
     started_at: int
     fingerprint: str
-    max_body_bytes: int
+    identity: Identity
+    edge: EdgeLimits
 
     @property
     def basis_digest(self) -> Digest | None:

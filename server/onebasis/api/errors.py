@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from onebasis.core import errors
+from onebasis.identity import errors as identity_errors
 
 CLIENT_CLOSED_REQUEST: Final = 499  # nginx's word for it; nobody is there to read it
 
@@ -26,8 +27,13 @@ STATUSES: Final[Mapping[type[errors.ServeError], int]] = MappingProxyType(
         errors.MethodNotAllowed: 405,
         errors.PreconditionFailed: 412,
         errors.BodyTooLarge: 413,
+        errors.HeadersTooLarge: 431,
         errors.CapacityError: 503,
         errors.QueueFull: 429,
+        identity_errors.InvalidApiKey: 401,
+        identity_errors.PermissionDenied: 403,
+        identity_errors.KeyNotFound: 404,
+        identity_errors.QuotaExceeded: 429,
     }
 )
 """Status of each class; a class that is not listed has its nearest listed ancestor's."""
@@ -68,6 +74,8 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
         all_headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, errors.BodyTooLarge):
         all_headers["Connection"] = "close"  # the rest of the body is on its way; it is not read
+    if isinstance(error, identity_errors.InvalidApiKey):
+        all_headers["WWW-Authenticate"] = 'Bearer realm="onebasis"' + (', error="invalid_token"' if error.given else "")
     status = status_of(error) if isinstance(error, errors.ServeError) else 500
     return JSONResponse(envelope(error), status_code=status, headers=all_headers)
 
@@ -126,8 +134,12 @@ def _from_http(request: Request, error: HTTPException) -> errors.ServeError:
 
 def _type_of(error: errors.ServeError) -> str:
     """OpenAI's coarse kind of error."""
-    if isinstance(error, errors.QueueFull):
+    if isinstance(error, errors.QueueFull | identity_errors.QuotaExceeded):
         return "rate_limit_error"
+    if isinstance(error, identity_errors.InvalidApiKey):
+        return "authentication_error"
+    if isinstance(error, identity_errors.PermissionDenied):
+        return "permission_error"
     if isinstance(error, errors.RequestError):
         return "invalid_request_error"
     return "server_error"

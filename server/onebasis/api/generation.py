@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -21,6 +21,7 @@ from onebasis.core.request import (
 )
 from onebasis.engine.interface import Engine, EngineLimits
 from onebasis.engine.text import TextStream
+from onebasis.identity.caller import Caller
 from onebasis.model.text import ModelText
 
 _LEAST_LOGPROB = -9999.0  # OpenAI's for "hardly possible"; JSON has no word for -inf or NaN
@@ -53,6 +54,7 @@ class Plan:
     sampling: SamplingParams
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
+    caller: Caller
 
     @property
     def n_prompt_tokens(self) -> int:
@@ -70,6 +72,7 @@ def plan_generation(
     task: ResolvedTask | None,
     text: ModelText,
     limits: EngineLimits,
+    caller: Caller,
 ) -> Plan:
     """Check what the schema can't: tokens against the vocabulary, lengths against the context.
 
@@ -104,20 +107,27 @@ def plan_generation(
         sampling=_sampling(body, n_logprobs, limits.n_vocab),
         stop=body.stop_strings(),
         stop_token_ids=stop_token_ids if body.ignore_eos else stop_token_ids | text.eos_token_ids,
+        caller=caller,
     )
 
 
 class Generation:
     """The running sequences of one plan, between `start` and `close`. Event loop only."""
 
-    def __init__(self, plan: Plan, engine: Engine, text: ModelText) -> None:
+    def __init__(self, plan: Plan, engine: Engine, text: ModelText, charge: Callable[[int], None]) -> None:
+        """
+        Args:
+            charge: is told of the prompt's tokens once they are submitted, of the answer's when it is closed.
+        """
         self._plan = plan
         self._engine = engine
+        self._charge = charge
         self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
         self._open: dict[str, int] = {}  # request id -> index of the choice
         n_choices = len(plan.prompts) * plan.n
         self._streams = [TextStream(text, plan.stop) for _ in range(n_choices)]
         self.n_completion_tokens = 0
+        self._n_charged = 0
 
     def start(self) -> Self:
         """Submit everything. Raises QueueFull or EngineStopped; nothing was submitted then."""
@@ -141,9 +151,11 @@ class Generation:
                     stop_token_ids=self._plan.stop_token_ids,
                     sink=sink,
                     n_choices=self._plan.n,
+                    tenant=self._plan.caller.share,
                 )
             )
         self._engine.submit(requests)
+        self._charge(self._plan.n_prompt_tokens)
         self._open = {request.request_id: index for index, request in enumerate(requests)}
         return self
 
@@ -151,6 +163,8 @@ class Generation:
         """Abort whatever has not ended. Call it however the request ends; it may be called again."""
         for request_id in self._open:
             self._engine.abort(request_id)
+        self._charge(self.n_completion_tokens - self._n_charged)
+        self._n_charged = self.n_completion_tokens
 
     async def deltas(self) -> AsyncIterator[ChoiceDelta]:
         """One delta per token as it comes, until every choice has its finish reason.

@@ -4,11 +4,12 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from onebasis.api.auth import ANY_KEY
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.coefficients.registry import RegisteredTask
 from onebasis.core.errors import ModelNotFound, TaskNotFound
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[ANY_KEY])
 _PAGE = 1000
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from fastapi import Request, Response
@@ -99,7 +100,8 @@ async def answer(
         opening: the choice of a chunk that comes before a choice's first token, if the format has one.
     """
     frame = Frame(plan, body.model, services)
-    generation = Generation(plan, services.engine, services.text).start()
+    charge = partial(services.identity.rates.charge_tokens, plan.caller.tenant)
+    generation = Generation(plan, services.engine, services.text, charge).start()
     _log.info(
         "generate",
         extra={
@@ -108,6 +110,7 @@ async def answer(
             "digest": None if plan.task is None else plan.task.coefficients.digest,
             "n_prompt_tokens": plan.n_prompt_tokens,
             "user": body.user,
+            "tenant": plan.caller.tenant,
         },
     )
     if body.stream:

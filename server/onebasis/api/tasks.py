@@ -11,13 +11,14 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from onebasis.api.auth import ANY_KEY, REGISTER
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.coefficients.preconditions import Precondition
 from onebasis.coefficients.registry import RegisteredTask, Registration
 from onebasis.core.errors import InvalidParameter, NoBasis, ServeError
 from onebasis.core.ids import Digest, parse_digest
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], dependencies=[ANY_KEY])
 
 _SHA256_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
@@ -30,6 +31,7 @@ ContentDigest = Annotated[str | None, Header(description="`sha-256=:<base64>:` o
     "/v1/tasks/{name}",
     summary="Register a coefficient file under a name",
     status_code=201,
+    dependencies=[REGISTER],
     responses={200: {"description": "The task stands at these bytes already"}},
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
 )
@@ -93,6 +95,7 @@ def show_task(name: str, services: ServicesDep) -> Response:
 @router.get(
     "/v1/tasks/{name}/content",
     summary="Fetch the coefficient file",
+    dependencies=[REGISTER],
     response_class=Response,
     responses={200: {"content": {"application/octet-stream": {}}}},
 )
@@ -102,7 +105,7 @@ def task_content(name: str, services: ServicesDep) -> Response:
     return Response(services.registry.content(name), media_type="application/octet-stream", headers=_etag(task))
 
 
-@router.delete("/v1/tasks/{name}", summary="Delete a task")
+@router.delete("/v1/tasks/{name}", summary="Delete a task", dependencies=[REGISTER])
 def delete_task(name: str, services: ServicesDep, if_match: IfMatch = None) -> dict[str, Any]:
     """Requests in flight finish on the version that they began with."""
     services.registry.delete(name, _precondition(if_match, None))

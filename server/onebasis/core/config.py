@@ -2,11 +2,12 @@
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MIB = 1024 * 1024
+DEFAULT_STORE: Final = "sqlite:///onebasis.db"
 
 
 class ServeConfig(BaseModel):
@@ -22,14 +23,22 @@ class ServeConfig(BaseModel):
     """Folder of the base model."""
     basis: Path | None = None
     """Basis file; without one the server runs the base alone."""
-    store: str = "sqlite:///onebasis.db"
+    store: str = DEFAULT_STORE
     """SQLAlchemy URL of the task registry."""
     served_model_name: str | None = None
     """How clients name the base; by default the folder's name."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     allow_unauthenticated: bool = False
-    """Listen beyond loopback although anybody who can reach the port may then register tasks."""
+    """Listen beyond loopback although anybody who can reach the port may register tasks, until a key is made."""
+    require_auth: bool = False
+    """Ask for a key even if none was ever made."""
+    api_keys_file: Path | None = None
+    """Keys beside those in the store, one a line: <scopes> <key> [<tenant>]; with it a key is always asked for."""
+    protect_metrics: bool = False
+    """Ask for a key on /metrics too, one that belongs to no tenant."""
+    cors_origin: list[str] = []
+    """Web origins whose pages may call this server from a browser; * for all."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
@@ -49,7 +58,21 @@ class ServeConfig(BaseModel):
     arena_mib: int = Field(default=256, ge=1)
     """Bound of the table of resident tasks; never fewer rows than max_running."""
     max_body_bytes: int = Field(default=32 * MIB, ge=1)
-    """Bound of every request body, uploads included."""
+    """Bound of every request body; uploads may have this much."""
+    max_json_bytes: int = Field(default=8 * MIB, ge=1)
+    """Bound of a body of JSON, if max_body_bytes is not less."""
+    max_header_bytes: int = Field(default=32 * 1024, ge=1024)
+    """Bound of a request's header fields; each counts for 32 bytes beside its text."""
+    tenant_tasks: int | None = Field(default=None, ge=0)
+    """What a tenant may use that has no quota of its own; by default no limit. Here: tasks it registers."""
+    tenant_bytes: int | None = Field(default=None, ge=0)
+    """The same of stored bytes, in all versions of its tasks."""
+    tenant_requests_per_minute: int | None = Field(default=None, ge=0)
+    """The same of requests, per replica as the next two."""
+    tenant_tokens_per_minute: int | None = Field(default=None, ge=0)
+    """The same of tokens in prompts and answers."""
+    tenant_concurrent_requests: int | None = Field(default=None, ge=0)
+    """The same of requests that run at once."""
     drain_s: int = Field(default=30, ge=0)
     """How long requests may go on after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -63,10 +86,14 @@ class ServeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _open_only_on_purpose(self) -> "ServeConfig":
-        if not self.allow_unauthenticated and not _is_loopback(self.host):
+        needs_key = self.require_auth or self.api_keys_file is not None
+        if self.allow_unauthenticated and needs_key:
+            raise ValueError("allow_unauthenticated contradicts require_auth and api_keys_file; drop one")
+        if not (self.allow_unauthenticated or needs_key or _is_loopback(self.host)):
             raise ValueError(
-                f"host {self.host} is reachable from other machines and this server has no authentication yet; "
-                f"bind to 127.0.0.1, or pass --allow-unauthenticated behind a gateway that authenticates"
+                f"host {self.host} is reachable from other machines; pass --require-auth and make keys with "
+                f"'onebasis keys create', or bind to 127.0.0.1, or pass --allow-unauthenticated behind a gateway "
+                f"that authenticates"
             )
         return self
 

@@ -164,7 +164,18 @@ class BodyTooLarge(RequestError):
 
     def __init__(self, *, limit_bytes: int, declared_bytes: int | None = None) -> None:
         found = "more" if declared_bytes is None else f"{declared_bytes} bytes"
-        super().__init__(f"the body may have {limit_bytes} bytes, found {found}; see --max-body-bytes")
+        super().__init__(
+            f"the body may have {limit_bytes} bytes here, found {found}; see --max-body-bytes and --max-json-bytes"
+        )
+
+
+class HeadersTooLarge(RequestError):
+    """The header fields are over the cap."""
+
+    code = "headers_too_large"
+
+    def __init__(self, *, limit_bytes: int, found_bytes: int) -> None:
+        super().__init__(f"the header may have {limit_bytes} bytes, found {found_bytes}; see --max-header-bytes")
 
 
 class NoBasis(RequestError):
@@ -321,7 +332,7 @@ class WrongBase(CoefficientError):
 class CapacityError(ServeError):
     """The server can't take the request now; the same request may succeed later."""
 
-    retry_after_s: ClassVar[int] = 1
+    retry_after_s: int = 1
 
 
 class QueueFull(CapacityError):
