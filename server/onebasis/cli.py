@@ -74,6 +74,9 @@ def serve(
     model: ModelOption,
     basis: Annotated[Path | None, typer.Option(help="Basis file.", envvar="ONEBASIS_BASIS")] = None,
     store: Annotated[str, typer.Option(help="URL of the registry.", envvar="ONEBASIS_STORE")] = _DEFAULTS.store,
+    lora_root: Annotated[
+        Path | None, typer.Option(help="Folder that /v1/load_lora_adapter may read.", envvar="ONEBASIS_LORA_ROOT")
+    ] = None,
     served_model_name: Annotated[
         str | None, typer.Option(help="How clients name the base.", envvar="ONEBASIS_SERVED_MODEL_NAME")
     ] = None,

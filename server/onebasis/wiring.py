@@ -11,6 +11,8 @@ from onebasis import __version__
 from onebasis.api.app import create_app
 from onebasis.api.deps import EdgeLimits, Identity, Services
 from onebasis.coefficients.arena import Arena
+from onebasis.coefficients.blend import Blends
+from onebasis.coefficients.follower import Follower
 from onebasis.coefficients.registry import TaskRegistry
 from onebasis.coefficients.store import TaskStore
 from onebasis.core.config import MIB, ServeConfig
@@ -46,11 +48,13 @@ class Server:
 
     app: FastAPI
     engine: EngineLoop
+    follower: Follower
     database: Database
 
     def close(self) -> None:
-        """Stop the engine, close the database."""
+        """Stop the threads, close the database."""
         self.engine.stop()
+        self.follower.stop()
         self.database.close()
 
 
@@ -75,7 +79,8 @@ def build_server(config: ServeConfig) -> Server:
     )
     database = Database(config.store)
     registry = TaskRegistry(TaskStore(database), None if basis is None else basis.spec, base.name)
-    registry.load()
+    registry.follow()
+    follower = Follower(registry)
     metrics = Metrics(
         model_name=base.name,
         version=__version__,
@@ -90,7 +95,9 @@ def build_server(config: ServeConfig) -> Server:
     services = Services(
         engine=engine,
         registry=registry,
+        blends=Blends(registry),
         basis=None if basis is None else basis.spec,
+        basis_path=config.basis,
         text=ModelText(base.tokenizer, base.eos_token_ids, max_tokens=limits.max_model_len),
         metrics=metrics,
         base_name=base.name,
@@ -104,11 +111,13 @@ def build_server(config: ServeConfig) -> Server:
             cors_origin=tuple(config.cors_origin),
             protect_metrics=config.protect_metrics,
         ),
+        lora_root=config.lora_root,
     )
     engine.start()
+    follower.start()
     n_tasks = registry.snapshot().n_registered
     _log.info("ready: %s in %s, %d tasks, %d KV blocks", base.name, config.dtype, n_tasks, n_blocks)
-    return Server(create_app(services), engine, database)
+    return Server(create_app(services), engine, follower, database)
 
 
 def _build_identity(config: ServeConfig, database: Database) -> Identity:

@@ -25,8 +25,16 @@ NEEDED = {
     ("GET", "/v1/tasks/{name}"): "any",
     ("HEAD", "/v1/tasks/{name}"): "any",
     ("GET", "/v1/tasks/{name}/content"): "register",
+    ("HEAD", "/v1/tasks/{name}/content"): "register",
     ("DELETE", "/v1/tasks/{name}"): "register",
+    ("GET", "/v1/tasks/{name}/versions"): "any",
+    ("POST", "/v1/tasks/{name}/rollback"): "register",
+    ("POST", "/v1/tasks/{name}/blend"): "register",
+    ("POST", "/v1/load_lora_adapter"): "register",
+    ("POST", "/v1/unload_lora_adapter"): "register",
     ("GET", "/v1/basis"): "any",
+    ("GET", "/v1/basis/content"): "any",
+    ("HEAD", "/v1/basis/content"): "any",
     ("POST", "/v1/keys"): "admin",
     ("GET", "/v1/keys"): "admin",
     ("DELETE", "/v1/keys/{key_id}"): "admin",
@@ -86,7 +94,7 @@ class Keys:
 
 @pytest.fixture(scope="module")
 def keys(tiny):
-    with RunningServer(tiny) as server:
+    with RunningServer(tiny, lora_root=tiny.folder) as server:
         keys = Keys(server)
         time.sleep(max(0.0, keys.expires_s - time.time()))
         yield keys
@@ -122,6 +130,8 @@ def test_a_key_opens_what_its_scope_says_and_no_more(keys, method, path, key):
     response = keys.request(method, path, key)
     if NEEDED[method, path] in ("any", key):
         assert response.status_code not in (401, 403)
+    elif method == "HEAD":
+        assert response.status_code == 403
     else:
         message = refused(response, 403, "permission_denied")
         assert f"needs a key with scope {NEEDED[method, path]}, found {key}" in message

@@ -27,6 +27,7 @@ CODES = {
     "model_not_found": 404,
     "task_unusable": 400,
     "task_not_found": 404,
+    "version_not_found": 404,
     "route_not_found": 404,
     "method_not_allowed": 405,
     "invalid_task_name": 400,
@@ -34,6 +35,7 @@ CODES = {
     "invalid_digest": 400,
     "digest_mismatch": 400,
     "precondition_failed": 412,
+    "task_already_loaded": 400,
     "body_too_large": 413,
     "no_basis": 400,
     "invalid_coefficients": 400,
@@ -60,6 +62,7 @@ CODES = {
     "queue_full": 429,
     "engine_stopped": 503,
     "store_unavailable": 503,
+    "store_damaged": 500,
     "setup": None,
     "invalid_basis": None,
     "invalid_store": None,
@@ -219,8 +222,7 @@ def test_a_store_that_fails_is_503_with_retry_after(start_server, tiny):
     server = start_server()
     ok(server.put_task("task", tiny.core_file(0)))
     before = server.text("task")
-    engine = server.parts.database._engine
-    with engine.begin() as connection:
+    with server.parts.database.writing() as connection:
         connection.exec_driver_sql("DROP TABLE task_versions")
     response = server.put_task("task", tiny.core_file(1))
     refused(response, 503, "store_unavailable")

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -38,6 +39,9 @@ INVALID_NAMES = [
 ]
 
 
+METADATA_REFUSED = ("invalid_parameter", "OneBasis-Metadata")
+
+
 def content_digest(data):
     return f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
 
@@ -68,6 +72,8 @@ def test_a_new_task_is_201_with_card_etag_and_location(server, tiny):
         "state": "ready",
         "reason": None,
         "provenance": {"recipe": "fit", "score": 0.5},
+        "metadata": {},
+        "tenant": None,
     }
     shown = server.client.get(response.headers["location"])
     assert shown.json() == response.json()
@@ -108,6 +114,51 @@ def test_if_none_match_creates_only(server, tiny):
     refused(server.put_task("once", tiny.core_file(27), If_None_Match="*"), 412, "precondition_failed")
 
 
+def test_conditions_are_those_of_the_rfc(server, tiny):
+    one, two = tiny.core_file(48), tiny.core_file(49)
+    etag_one, etag_two = (f'"{digest_of(data)}"' for data in (one, two))
+    refused(server.put_task("rfc", one, If_Match="*"), 412, "precondition_failed")
+    assert server.put_task("rfc", one, If_None_Match=f'"x", {etag_two}').status_code == 201
+    for header, value in [
+        ("If_Match", '"abc"'),
+        ("If_Match", f"W/{etag_one}"),  # strong comparison
+        ("If_Match", f"{etag_two}, W/{etag_one}"),
+        ("If_None_Match", f'"x" , {etag_one}'),
+        ("If_None_Match", f"W/{etag_one}"),  # weak comparison
+    ]:
+        refused(server.put_task("rfc", two, **{header: value}), 412, "precondition_failed")
+        assert ok(server.client.get("/v1/tasks/rfc"))["generation"] == 1
+    assert server.put_task("rfc", two, If_Match=f'{etag_two},"x", {etag_one}').status_code == 201
+    headers = [("If-Match", '"x"'), ("If-Match", etag_two)]  # two lines of one field are one list
+    assert server.client.put("/v1/tasks/rfc", content=one, headers=headers).status_code == 201
+    assert server.put_task("rfc", one, If_Match="*").status_code == 200
+    refused(server.client.delete("/v1/tasks/rfc", headers={"If-None-Match": etag_one}), 412, "precondition_failed")
+
+
+@pytest.mark.parametrize("path", ["", "/content"])
+def test_a_read_of_a_known_version_is_304_without_a_body(server, path):
+    url = f"/v1/tasks/alpha{path}"
+    etag = server.client.get(url).headers["etag"]
+    for known in (etag, f"W/{etag}", f'"x", {etag}', "*"):
+        response = server.client.get(url, headers={"If-None-Match": known})
+        assert (response.status_code, response.content, response.headers["etag"]) == (304, b"", etag)
+        assert server.client.head(url, headers={"If-None-Match": known}).status_code == 304
+    assert server.client.get(url, headers={"If-None-Match": '"x"'}).status_code == 200
+    refused(server.client.get(url, headers={"If-None-Match": "x"}), 400, "invalid_parameter", "If-None-Match")
+    refused(server.client.get(f"/v1/tasks/nobody{path}", headers={"If-None-Match": "*"}), 404, "task_not_found")
+
+
+def test_metadata_is_kept_with_the_version(server, tiny):
+    largest = {f"{i:064}": "\u20ac" * 512 for i in range(16)}
+    for noted in ({}, {"team": "blau", "\u00e9": "\u20ac\n"}, largest):
+        response = server.put_task("noted", tiny.core_file(46), OneBasis_Metadata=json.dumps(noted))
+        assert response.json()["metadata"] == noted
+        assert ok(server.client.get("/v1/tasks/noted"))["metadata"] == noted
+    again = server.put_task("noted", tiny.core_file(46))
+    assert (again.status_code, again.json()["metadata"]) == (200, largest)
+    assert server.put_task("noted", tiny.core_file(47)).json()["metadata"] == {}
+
+
 def test_of_many_racers_with_one_condition_one_wins(server, tiny):
     ok(server.put_task("raced", tiny.core_file(29)))
     etag = server.client.get("/v1/tasks/raced").headers["etag"]
@@ -121,11 +172,22 @@ def test_of_many_racers_with_one_condition_one_wins(server, tiny):
 @pytest.mark.parametrize(
     ("header", "value", "code", "param"),
     [
-        ("If-Match", '"abc"', "invalid_digest", None),
-        ("If-Match", "*", "invalid_digest", None),
-        ("If-Match", "", "invalid_digest", None),
-        ("If-Match", 'W/"sha256:' + "0" * 64 + '"', "invalid_digest", None),
-        ("If-None-Match", '"sha256:' + "0" * 64 + '"', "invalid_parameter", "If-None-Match"),
+        ("If-Match", "sha256:" + "0" * 64, "invalid_parameter", "If-Match"),
+        ("If-Match", "", "invalid_parameter", "If-Match"),
+        ("If-Match", '"a" "b"', "invalid_parameter", "If-Match"),
+        ("If-Match", '"a",', "invalid_parameter", "If-Match"),
+        ("If-Match", '*, "a"', "invalid_parameter", "If-Match"),
+        ("If-None-Match", 'w/"a"', "invalid_parameter", "If-None-Match"),
+        ("If-None-Match", '"a', "invalid_parameter", "If-None-Match"),
+        ("OneBasis-Metadata", "", "invalid_parameter", "OneBasis-Metadata"),
+        ("OneBasis-Metadata", "[]", "invalid_parameter", "OneBasis-Metadata"),
+        ("OneBasis-Metadata", '{"a": 1}', "invalid_parameter", "OneBasis-Metadata"),
+        ("OneBasis-Metadata", '{"": "a"}', "invalid_parameter", "OneBasis-Metadata"),
+        ("OneBasis-Metadata", '{"a": "\\ud800"}', "invalid_parameter", "OneBasis-Metadata"),
+        ("OneBasis-Metadata", json.dumps({"a" * 65: ""}), "invalid_parameter", "OneBasis-Metadata"),
+        ("OneBasis-Metadata", json.dumps({"a": "b" * 513}), "invalid_parameter", "OneBasis-Metadata"),
+        ("OneBasis-Metadata", json.dumps(dict.fromkeys("abcdefghijklmnopq", "")), *METADATA_REFUSED),
+        ("OneBasis-Metadata", "[" * 9999, "invalid_parameter", "OneBasis-Metadata"),
         ("Content-Digest", "sha-256=:AAAA:", "invalid_parameter", "Content-Digest"),
         ("Content-Digest", "sha-256=abc", "invalid_parameter", "Content-Digest"),
         ("Content-Digest", "sha-256=:!!!!:", "invalid_parameter", "Content-Digest"),
@@ -242,14 +304,6 @@ def test_pages_joined_are_the_whole_list(start_server, tiny):
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "ten", "1.5", "", "9" * 5000])
 def test_a_wrong_page_size_is_refused_by_name(server, limit):
     refused(server.client.get("/v1/tasks", params={"limit": limit}), 400, "invalid_parameter", "limit")
-
-
-def test_the_basis_says_what_files_must_be_made_for(server, tiny):
-    basis = ok(server.client.get("/v1/basis"))
-    assert (basis["digest"], basis["base_fingerprint"]) == (tiny.basis.digest, tiny.basis.base_fingerprint)
-    assert (basis["kind"], basis["size_bytes"]) == ("random", tiny.basis.size_bytes)
-    assert len(basis["sites"]) == 14
-    assert basis["sites"][0].keys() == {"name", "d_in", "d_out", "k_in", "k_out"}
 
 
 def test_requests_in_flight_finish_on_the_version_they_began_with(server, tiny, gate):

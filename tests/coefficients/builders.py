@@ -79,5 +79,5 @@ def with_header(header: object, body: bytes = b"") -> bytes:
 def started(store: TaskStore, basis: BasisSpec | None, base_name: str = BASE) -> TaskRegistry:
     """A registry as it is after a start of the server, its clock at 1234.9."""
     registry = TaskRegistry(store, basis, base_name, clock=lambda: 1234.9)
-    registry.load()
+    registry.follow()
     return registry

@@ -3,10 +3,10 @@
 import pytest
 from sqlalchemy import text
 
-from onebasis.coefficients.registry import RegistrySnapshot
 from onebasis.coefficients.store import TaskStore
 from onebasis.core.errors import TaskUnusable
 from onebasis.core.ids import digest_of
+from onebasis.telemetry.reports import RegistrySnapshot
 from tests.coefficients.builders import BASE, basis_spec, coefficients, started
 
 BASIS, OTHER_BASIS = basis_spec(), basis_spec(seed=1)

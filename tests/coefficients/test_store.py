@@ -1,3 +1,5 @@
+"""What the store promises, on SQLite and on PostgreSQL."""
+
 import os
 import signal
 import subprocess
@@ -8,14 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
-from onebasis.coefficients.preconditions import Precondition
-from onebasis.coefficients.store import StoredVersion, TaskStore
-from onebasis.core.errors import PreconditionFailed, StoreUnavailable, TaskNotFound
-from onebasis.core.ids import digest_of
+from onebasis.coefficients.preconditions import ANY, NO_PRECONDITION, Precondition
+from onebasis.coefficients.store import StoredVersion, TaskStore, Written
+from onebasis.core.errors import PreconditionFailed, StoreUnavailable, TaskNotFound, VersionNotFound
+from onebasis.core.ids import SHARED, digest_of
 from onebasis.storage.database import Database
 
-ANY = Precondition()
-NEW = Precondition(if_none_match=True)
+NEW = Precondition(if_none_match=(ANY,))
 ONE, TWO = b"one", b"second"
 
 
@@ -24,80 +25,159 @@ def store(database):
     return TaskStore(database)
 
 
-def put(store, name, data, precondition=ANY, now=100) -> StoredVersion:
-    return store.put(name, data, digest_of(data), precondition, now)
+def put(store, name, data, precondition=NO_PRECONDITION, now=100, metadata=None) -> Written:
+    return store.put(name, data, digest_of(data), precondition=precondition, now=now, metadata=metadata)
 
 
-def names(store) -> list[str]:
-    return sorted(version.name for version in store.current())
+def by_name(tasks):
+    """Of shared tasks."""
+    assert {key.owner for key in tasks} <= {SHARED}
+    return {key.name: version for key, version in tasks.items()}
+
+
+def live(store) -> dict[str, StoredVersion]:
+    return by_name(store.changes(None).tasks)
+
+
+def n_versions(store) -> int:
+    return store.changes(None).mark.change
+
+
+def generations(store, name) -> list[int]:
+    return [version.generation for version in store.versions(name, limit=100)]
 
 
 def test_what_is_put_is_read_back(store):
-    version = put(store, "a", ONE, now=7)
-    assert version == StoredVersion("a", 1, digest_of(ONE), created_at=7, size_bytes=3, created=True)
+    written = put(store, "a", ONE, now=7)
+    version = StoredVersion(SHARED, "a", 1, digest_of(ONE), created_at=7, change=1, metadata={}, size_bytes=3)
+    assert written == Written(version, created=True, replaced=False)
     assert store.body(version.digest) == ONE
-    assert list(store.current()) == [StoredVersion("a", 1, digest_of(ONE), 7, 3)]
+    assert live(store) == {"a": version}
+    with pytest.raises(KeyError):
+        store.body(digest_of(TWO))
 
 
 def test_a_second_version_replaces_and_keeps_the_first(store):
     put(store, "a", ONE)
     second = put(store, "a", TWO, now=200)
-    assert (second.generation, second.created) == (2, True)
-    assert list(store.current()) == [StoredVersion("a", 2, digest_of(TWO), 200, 6)]
+    assert (second.version.generation, second.created, second.replaced) == (2, True, True)
+    assert live(store) == {"a": second.version}
     assert store.body(digest_of(ONE)) == ONE
-    assert store.version_of("a", digest_of(ONE)) == StoredVersion("a", 1, digest_of(ONE), 100, 3)
-    assert store.n_versions() == 2
+    assert store.digests("a") == {digest_of(ONE), digest_of(TWO)}
+    assert generations(store, "a") == [2, 1]
 
 
 def test_the_same_digest_again_changes_nothing(store):
     first = put(store, "a", ONE, now=100)
     again = put(store, "a", ONE, now=200)
-    assert again == StoredVersion("a", first.generation, first.digest, created_at=100, size_bytes=3)
-    assert store.n_versions() == 1
+    assert again == Written(first.version, created=False, replaced=False)
+    assert n_versions(store) == 1
 
 
-def test_going_back_to_an_older_file_is_a_new_version(store):
-    for data in (ONE, TWO, ONE):
-        last = put(store, "a", data)
-    assert (last.generation, last.created) == (3, True)
-    assert store.version_of("a", digest_of(ONE)).generation == 3
+def test_metadata_belongs_to_a_version(store):
+    first = put(store, "a", ONE, metadata={"team": "blue"})
+    assert put(store, "a", ONE).version == first.version, "none given: none changed"
+    assert not put(store, "a", ONE, metadata={"team": "blue"}).created
+    other = put(store, "a", ONE, metadata={"team": "ré"})
+    assert (other.created, other.replaced, other.version.generation) == (True, True, 2)
+    assert live(store)["a"].metadata == {"team": "ré"}
+    assert put(store, "a", TWO).version.metadata == {}
+    assert store.point("a", digest_of(ONE), now=1).version.metadata == {"team": "ré"}, "of the last such version"
+
+
+def test_pointing_back_appends_the_older_version(store):
+    put(store, "a", ONE)
+    put(store, "a", TWO)
+    back = store.point("a", digest_of(ONE), now=300)
+    assert (back.version.generation, back.version.digest, back.version.created_at) == (3, digest_of(ONE), 300)
+    assert (back.created, back.replaced) == (True, True)
+    assert live(store)["a"] == back.version
+    again = store.point("a", digest_of(ONE), now=400)
+    assert again == Written(back.version, created=False, replaced=False)
+    assert generations(store, "a") == [3, 2, 1]
+
+
+def test_pointing_back_obeys_conditions_and_finds_only_versions_of_this_task(store):
+    put(store, "a", ONE)
+    put(store, "a", TWO)
+    put(store, "b", b"other")
+    with pytest.raises(PreconditionFailed):
+        store.point("a", digest_of(ONE), now=1, precondition=Precondition(if_match=(digest_of(ONE),)))
+    with pytest.raises(VersionNotFound):
+        store.point("a", digest_of(b"other"), now=1)
+    with pytest.raises(TaskNotFound):
+        store.point("c", digest_of(ONE), now=1)
+    store.delete("a", now=1)
+    with pytest.raises(TaskNotFound):
+        store.point("a", digest_of(ONE), now=1)
+    put(store, "a", TWO)
+    with pytest.raises(VersionNotFound):
+        store.point("a", digest_of(ONE), now=1)
+    assert n_versions(store) == 5
 
 
 def test_two_tasks_may_share_one_file(store, database):
     put(store, "a", ONE)
     put(store, "b", ONE)
-    store.delete("a", ANY, 200)
-    assert names(store) == ["b"]
+    store.delete("a", now=200)
+    assert live(store).keys() == {"b"}
     assert store.body(digest_of(ONE)) == ONE
     with database.reading() as connection:
         assert connection.execute(text("SELECT count(*) FROM coefficient_files")).scalar_one() == 1
 
 
+def test_a_damaged_file_is_written_anew_by_an_upload_of_the_same_bytes(store, database):
+    put(store, "a", ONE)
+    with database.writing() as connection:
+        connection.execute(text("UPDATE coefficient_files SET body = :body"), {"body": b"???"})
+    assert put(store, "a", ONE).created
+    assert store.body(digest_of(ONE)) == ONE
+    assert not put(store, "a", ONE).created
+
+
 def test_a_delete_is_a_tombstone_and_the_name_can_come_back(store):
     put(store, "a", ONE)
-    store.delete("a", ANY, 200)
-    assert names(store) == []
-    assert store.n_versions() == 2
-    assert store.version_of("a", digest_of(ONE)) is None, "what was deleted is not named any more"
-    with pytest.raises(TaskNotFound):
-        store.delete("a", ANY, 300)
-    assert put(store, "a", TWO, NEW).generation == 3
-    assert store.version_of("a", digest_of(ONE)) is None
-    assert store.version_of("a", digest_of(TWO)).generation == 3
+    assert store.delete("a", now=200).digest == digest_of(ONE)
+    assert live(store) == {}
+    assert n_versions(store) == 2
+    assert store.digests("a") == frozenset(), "what was deleted is not named any more"
+    for work in (lambda: store.delete("a", now=300), lambda: store.versions("a", 9)):
+        with pytest.raises(TaskNotFound):
+            work()
+    again = put(store, "a", TWO, NEW)
+    assert (again.version.generation, again.created, again.replaced) == (3, True, False)
+    assert store.digests("a") == {digest_of(TWO)}
+    assert generations(store, "a") == [3]
+
+
+def test_versions_come_in_pages_newest_first(store):
+    for i in range(7):
+        put(store, "a", b"%d" % i)
+    assert [version.generation for version in store.versions("a", limit=3)] == [7, 6, 5]
+    assert [version.generation for version in store.versions("a", limit=3, before=5)] == [4, 3, 2]
+    assert [version.generation for version in store.versions("a", limit=3, before=2)] == [1]
+    assert store.versions("a", limit=3, before=1) == []
 
 
 def test_preconditions_are_checked_against_the_current_version(store):
     put(store, "a", ONE, NEW)
-    for precondition in (NEW, Precondition(if_match=digest_of(TWO))):
-        for write in (lambda p: put(store, "a", TWO, p), lambda p: store.delete("a", p, 200)):
+    for precondition in (
+        NEW,
+        Precondition(if_match=(digest_of(TWO),)),
+        Precondition(if_match=()),
+        Precondition(if_none_match=(digest_of(TWO), digest_of(ONE))),
+    ):
+        for write in (lambda p: put(store, "a", TWO, p), lambda p: store.delete("a", now=200, precondition=p)):
             with pytest.raises(PreconditionFailed, match=f"found {digest_of(ONE)}") as caught:
                 write(precondition)
             assert caught.value.code == "precondition_failed"
-    with pytest.raises(PreconditionFailed, match="found no task of that name"):
-        put(store, "b", ONE, Precondition(if_match=digest_of(ONE)))
-    assert store.n_versions() == 1
-    assert put(store, "a", TWO, Precondition(if_match=digest_of(ONE))).generation == 2
-    store.delete("a", Precondition(if_match=digest_of(TWO)), 200)
+    for precondition in (Precondition(if_match=(digest_of(ONE),)), Precondition(if_match=(ANY,))):
+        with pytest.raises(PreconditionFailed, match="found no task of that name"):
+            put(store, "b", ONE, precondition)
+    assert n_versions(store) == 1
+    assert put(store, "a", TWO, Precondition(if_match=(digest_of(TWO), digest_of(ONE)))).created
+    assert put(store, "a", ONE, Precondition(if_match=(ANY,), if_none_match=(digest_of(ONE),))).created
+    store.delete("a", now=200, precondition=Precondition(if_match=(digest_of(ONE),)))
 
 
 def test_a_failed_write_leaves_no_file_behind(store):
@@ -106,6 +186,36 @@ def test_a_failed_write_leaves_no_file_behind(store):
         put(store, "a", TWO, NEW)
     with pytest.raises(KeyError):
         store.body(digest_of(TWO))
+
+
+def test_changes_are_the_last_version_of_each_task_since_a_mark(store):
+    put(store, "a", ONE)
+    put(store, "gone", ONE)
+    mark = store.changes(None).mark
+    assert store.changes(mark) == store.changes(mark)
+    assert (store.changes(mark).tasks, store.changes(mark).mark, store.changes(mark).is_whole) == ({}, mark, False)
+    put(store, "b", ONE)
+    second = put(store, "b", TWO)
+    store.delete("gone", now=1)
+    changes = store.changes(mark)
+    assert by_name(changes.tasks) == {"b": second.version, "gone": None}
+    assert (changes.mark.change, changes.mark.epoch) == (5, mark.epoch)
+
+
+def test_a_mark_of_another_history_gets_everything(store, database):
+    put(store, "a", ONE)
+    mark = store.changes(None).mark
+    with database.writing() as connection:
+        connection.execute(text("UPDATE task_history SET epoch = 'another'"))
+    changes = store.changes(mark)
+    assert (changes.is_whole, by_name(changes.tasks).keys(), changes.mark.epoch) == (True, {"a"}, "another")
+
+
+def test_bodies_of_more_files_than_are_read_at_once(store):
+    files = {digest_of(b"%d" % i): b"%d" % i for i in range(150)}
+    for i, data in enumerate(files.values()):
+        put(store, f"t{i}", data)
+    assert dict(store.bodies([*files, digest_of(b"never")])) == files
 
 
 def test_of_many_writers_that_want_a_new_name_exactly_one_wins(store_url, store):
@@ -122,8 +232,8 @@ def test_of_many_writers_that_want_a_new_name_exactly_one_wins(store_url, store)
         won = [i for i, created in enumerate(pool.map(attempt, range(24))) if created]
     second.close()
     assert len(won) == 1
-    assert [store.body(version.digest) for version in store.current()] == [b"%d" % won[0]]
-    assert store.n_versions() == 1
+    assert store.body(live(store)["a"].digest) == b"%d" % won[0]
+    assert n_versions(store) == 1
 
 
 def test_concurrent_compare_and_swap_loses_no_update(store_url, store):
@@ -134,9 +244,9 @@ def test_concurrent_compare_and_swap_loses_no_update(store_url, store):
 
     def add(i: int) -> None:
         while True:
-            (current,) = stores[i % 2].current()
+            current = live(stores[i % 2])["a"]
             try:
-                put(stores[i % 2], "a", b"%d" % i, Precondition(if_match=current.digest))
+                put(stores[i % 2], "a", b"%d" % i, Precondition(if_match=(current.digest,)))
             except PreconditionFailed:
                 continue
             return
@@ -144,22 +254,39 @@ def test_concurrent_compare_and_swap_loses_no_update(store_url, store):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(add, range(18)))
     second.close()
-    assert store.n_versions() == 19
-    assert all(store.version_of("a", digest_of(b"%d" % i)) for i in range(18))
+    assert n_versions(store) == 19
+    assert store.digests("a") == {digest_of(b"start"), *(digest_of(b"%d" % i) for i in range(18))}
+
+
+def test_a_follower_of_many_writers_misses_no_change(store_url, store):
+    """Change numbers are given in the order of commits: none appears behind a mark that has been read."""
+    second = Database(store_url)
+    stores = [store, TaskStore(second)]
+    seen: set[str] = set()
+    mark = store.changes(None).mark
+    with ThreadPoolExecutor(6) as pool:
+        writing = [pool.submit(put, stores[i % 2], f"t{i}", b"%d" % i) for i in range(60)]
+        while len(seen) < 60:
+            is_over = all(future.done() for future in writing)
+            changes = store.changes(mark)
+            seen |= by_name(changes.tasks).keys()
+            mark = changes.mark
+            assert len(seen) == 60 or not is_over, "a change was missed"
+    second.close()
+    assert mark.change == 60
 
 
 WRITER = """
 import sys, time
-from onebasis.coefficients.preconditions import Precondition
 from onebasis.coefficients.store import TaskStore
-from onebasis.core.ids import digest_of
+from onebasis.core.ids import SHARED, digest_of
 from onebasis.storage.database import Database
 
 database = Database(sys.argv[1])
 store = TaskStore(database)
 for i in range(1_000_000):
     data = b"%d" % i * 5_000
-    store.put("task-%d" % i, data, digest_of(data), Precondition(), i)
+    store.put("task-%d" % i, data, digest_of(data), now=i)
     print(i, flush=True)
 """
 
@@ -176,7 +303,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(store_url):
         assert writer.returncode == -signal.SIGKILL
         database = Database(store_url)
         store = TaskStore(database)
-        found = {version.name: store.body(version.digest) for version in store.current()}
+        found = {name: store.body(version.digest) for name, version in live(store).items()}
         database.close()
         assert len(acknowledged) >= n_wanted
         for i in acknowledged:
@@ -195,13 +322,20 @@ def test_a_writer_killed_inside_its_transaction_blocks_nobody_and_leaves_nothing
     started_s = time.monotonic()
     put(store, "a", ONE)
     assert time.monotonic() - started_s < 5
-    assert names(store) == ["a"]
+    assert live(store).keys() == {"a"}
 
 
 def test_a_database_that_fails_later_is_told_without_the_uploaded_bytes(store, database):
     put(store, "a", ONE)
+    mark = store.changes(None).mark
     with database.writing() as connection:
         connection.execute(text("DROP TABLE task_versions"))
-    for work in (lambda: put(store, "b", TWO), lambda: store.delete("a", ANY, 1), store.current, store.n_versions):
-        with pytest.raises(StoreUnavailable, match=r"does not answer \(.*task_versions"):
+    for work in (
+        lambda: put(store, "b", TWO),
+        lambda: store.delete("a", now=1),
+        lambda: store.changes(mark),
+        lambda: store.versions("a", 1),
+    ):
+        with pytest.raises(StoreUnavailable, match=r"does not answer \(.*task_versions") as caught:
             work()
+        assert "second" not in str(caught.value)

@@ -1,7 +1,5 @@
 """Keys from a file: what a line may say, and what happens when the file changes under a running server."""
 
-import os
-
 import pytest
 
 from onebasis.identity.caller import Scope
@@ -74,7 +72,7 @@ def replace(path, content: str) -> None:
     """As Kubernetes does it: another file in the place of the first."""
     other = path.with_name("new")
     other.write_text(content)
-    os.replace(other, path)
+    other.replace(path)
 
 
 def test_a_changed_file_counts_after_a_second(path):

@@ -19,7 +19,8 @@ GAUGES = names("""
 vllm:num_requests_waiting vllm:num_requests_running vllm:kv_cache_usage_perc vllm:gpu_cache_usage_perc
 vllm:cache_config_info vllm:lora_requests_info vllm:num_gpu_loaded_lora_adapters
 vllm:num_cpu_loaded_lora_adapters vllm:max_gpu_lora_adapters vllm:num_requests_swapped vllm:cpu_cache_usage_perc
-onebasis_task_registry_entries onebasis_task_registry_bytes onebasis_draining onebasis_build_info
+onebasis_task_registry_entries onebasis_task_registry_bytes onebasis_task_registry_age_seconds onebasis_draining
+onebasis_build_info
 """)
 COUNTERS = names("""
 vllm:prompt_tokens_total vllm:generation_tokens_total vllm:request_success_total vllm:num_preemptions_total

@@ -6,13 +6,32 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from onebasis import __version__
-from onebasis.api import chat, completions, keys, models, ops, tasks, tenants
+from onebasis.api import (
+    basis,
+    blends,
+    chat,
+    completions,
+    keys,
+    lora_adapters,
+    models,
+    ops,
+    tasks,
+    tenants,
+    versions,
+)
 from onebasis.api.auth import Authenticated
 from onebasis.api.deps import Services
 from onebasis.api.errors import ErrorBody, install_error_handlers
 from onebasis.api.middleware import BodyLimit, HeaderLimit, Observed
 
-_CORS_REQUEST_HEADERS: Final = ("Authorization", "Content-Digest", "If-Match", "If-None-Match", "X-Request-Id")
+_CORS_REQUEST_HEADERS: Final = (
+    "Authorization",
+    "Content-Digest",
+    "If-Match",
+    "If-None-Match",
+    "OneBasis-Metadata",
+    "X-Request-Id",
+)
 _CORS_ANSWER_HEADERS: Final = ("ETag", "Location", "Retry-After", "X-Request-Id")
 
 
@@ -25,7 +44,10 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    for module in (completions, chat, models, tasks, keys, tenants, ops):
+    modules = [completions, chat, models, tasks, versions, blends, basis, keys, tenants, ops]
+    if services.lora_root is not None:
+        modules.append(lora_adapters)
+    for module in modules:
         app.include_router(module.router, responses={"default": {"model": ErrorBody, "description": "Any failure"}})
     install_error_handlers(app)
     _wrap(app, services)

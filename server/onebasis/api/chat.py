@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from onebasis.api.auth import GENERATE, TOKENS_LEFT, CallerDep
+from onebasis.api.blends import select_task
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.generation import ChoiceDelta, Plan, plan_generation
 from onebasis.api.schemas import ChatBody
@@ -32,7 +33,7 @@ async def chat(request: Request, body: ChatBody, services: ServicesDep, caller: 
 
 
 def _plan(body: ChatBody, services: Services, caller: Caller) -> Plan:
-    task = services.registry.resolve(body.model)
+    task = select_task(body, services, caller)
     prompt = services.text.encode_chat([message.as_template_input() for message in body.messages])
     return plan_generation(
         body,

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from onebasis.api.auth import GENERATE, TOKENS_LEFT, CallerDep
+from onebasis.api.blends import select_task
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.generation import ChoiceDelta, Plan, plan_generation
 from onebasis.api.schemas import CompletionBody
@@ -32,7 +33,7 @@ async def complete(request: Request, body: CompletionBody, services: ServicesDep
 
 
 def _plan(body: CompletionBody, services: Services, caller: Caller) -> Plan:
-    task = services.registry.resolve(body.model)
+    task = select_task(body, services, caller)
     prompts = [services.text.encode(p) if isinstance(p, str) else tuple(p) for p in body.prompts()]
     return plan_generation(
         body,

@@ -1,11 +1,13 @@
 """What the routes work with, made once by the wiring and handed to them by FastAPI."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from onebasis.coefficients.basis_file import BasisSpec
+from onebasis.coefficients.blend import Blends
 from onebasis.coefficients.registry import TaskRegistry
 from onebasis.core.ids import Digest
 from onebasis.engine.interface import Engine
@@ -49,7 +51,9 @@ class Services:
 
     engine: Engine
     registry: TaskRegistry
+    blends: Blends
     basis: BasisSpec | None
+    basis_path: Path | None
     text: ModelText
     metrics: Metrics
     base_name: str
@@ -57,6 +61,7 @@ class Services:
     fingerprint: str
     identity: Identity
     edge: EdgeLimits
+    lora_root: Path | None
 
     @property
     def basis_digest(self) -> Digest | None:

@@ -23,6 +23,7 @@ STATUSES: Final[Mapping[type[errors.ServeError], int]] = MappingProxyType(
         errors.RequestError: 400,
         errors.ModelNotFound: 404,
         errors.TaskNotFound: 404,
+        errors.VersionNotFound: 404,
         errors.RouteNotFound: 404,
         errors.MethodNotAllowed: 405,
         errors.PreconditionFailed: 412,

@@ -13,6 +13,8 @@ from onebasis.core.errors import InvalidParameter
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
+MAX_BLEND_PARTS = 16
+MAX_BLEND_WEIGHT = 1000
 
 TokenId = Annotated[int, Field(ge=0)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
@@ -42,10 +44,34 @@ class StreamOptions(JsonObject):
     include_usage: bool = False
 
 
+class BlendItem(JsonObject):
+    """One task of a weighted sum, and how much of it."""
+
+    task: Annotated[str, Field(min_length=1, description="`task`, or `task@sha256:<digest>`")]
+    weight: Annotated[float, Field(ge=-MAX_BLEND_WEIGHT, le=MAX_BLEND_WEIGHT, allow_inf_nan=False)]
+
+
+Blend = Annotated[list[BlendItem], Field(min_length=1, max_length=MAX_BLEND_PARTS, fail_fast=True)]
+
+
+class StoreBlendBody(JsonObject):
+    """POST /v1/tasks/{name}/blend."""
+
+    blend: Blend
+    metadata: Annotated[dict[str, str], Field(description="to note beside the version")] | None = None
+
+
+class RollbackBody(JsonObject):
+    """POST /v1/tasks/{name}/rollback."""
+
+    digest: Annotated[str, Field(description="`sha256:<hex>` of the version to go back to")]
+
+
 class GenerationBody(JsonObject):
     """What both generation routes accept. Names, meaning and ranges as in OpenAI's API and vLLM's extensions."""
 
     model: Annotated[str, Field(min_length=1, description="the base's name, `task`, or `task@sha256:<digest>`")]
+    blend: Annotated[Blend, Field(description="a weighted sum of tasks; `model` is the base's name then")] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_k: Annotated[int, Field(ge=-1, description="0 or -1: off")] = 0

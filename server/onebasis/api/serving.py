@@ -17,6 +17,7 @@ from onebasis.api.deps import Services
 from onebasis.api.errors import CLIENT_CLOSED_REQUEST, envelope
 from onebasis.api.generation import ChoiceDelta, Generation, Plan
 from onebasis.api.schemas import GenerationBody
+from onebasis.core.request import ResolvedTask
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,6 @@ class Frame:
 
     def with_choices(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """One response object or chunk."""
-        task = self.plan.task
         return {
             "id": self.plan.id,
             "object": kind,
@@ -55,11 +55,7 @@ class Frame:
             "model": self.model,
             "system_fingerprint": self.services.fingerprint,
             "choices": choices,
-            "onebasis": {
-                "task": None if task is None else task.name,
-                "digest": None if task is None else task.coefficients.digest,
-                "basis": self.services.basis_digest,
-            },
+            "onebasis": _attribution(self.plan.task, self.services),
         }
 
     def usage(self, generation: Generation) -> dict[str, int]:
@@ -69,6 +65,15 @@ class Frame:
             "completion_tokens": generation.n_completion_tokens,
             "total_tokens": self.plan.n_prompt_tokens + generation.n_completion_tokens,
         }
+
+
+def _attribution(task: ResolvedTask | None, services: Services) -> dict[str, Any]:
+    """Which bytes answered: the task's, or a blend's and those of its parts."""
+    digest = None if task is None else task.coefficients.digest
+    if task is None or not task.parts:
+        return {"task": None if task is None else task.name, "digest": digest, "basis": services.basis_digest}
+    parts = [{"task": part.task, "digest": part.digest, "weight": part.weight} for part in task.parts]
+    return {"task": None, "digest": digest, "basis": services.basis_digest, "blend": parts}
 
 
 class GenerationStream(StreamingResponse):

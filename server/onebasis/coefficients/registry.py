@@ -1,59 +1,45 @@
-"""The tasks that clients can name, in memory; the store behind it is what survives. No torch, no HTTP."""
+"""The tasks that clients can name. The store is the truth; the memory follows it. No torch, no HTTP."""
 
 import logging
+import threading
 import time
-from bisect import bisect_right, insort
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from threading import Lock
-from typing import Any, Final, Literal
+from typing import Final
 
 from onebasis.coefficients.basis_file import BasisSpec
-from onebasis.coefficients.format import CoefficientFile, parse_coefficients
-from onebasis.coefficients.preconditions import Precondition
-from onebasis.coefficients.store import StoredVersion, TaskStore
-from onebasis.coefficients.validate import BoundCoefficients, bind
+from onebasis.coefficients.catalog import Catalog, RegisteredTask, TaskPage
+from onebasis.coefficients.library import Binding, Library
+from onebasis.coefficients.preconditions import NO_PRECONDITION, Precondition
+from onebasis.coefficients.store import Mark, StoredVersion, TaskStore, Written
+from onebasis.coefficients.validate import BoundCoefficients
 from onebasis.core.errors import (
     CoefficientError,
     DigestMismatch,
     InvalidDigest,
+    InvalidTaskName,
     ModelNotFound,
     NoBasis,
     ReservedTaskName,
-    ServeError,
+    StoreDamaged,
+    StoreUnavailable,
     TaskNotFound,
     TaskUnusable,
+    VersionNotFound,
 )
-from onebasis.core.ids import Digest, digest_of, parse_digest, parse_task_name
+from onebasis.core.ids import Digest, TaskKey, digest_of, parse_digest, parse_task_name
 from onebasis.core.request import ResolvedTask
+from onebasis.identity.audit import Action
+from onebasis.identity.caller import OPERATOR, Caller
+from onebasis.identity.errors import PermissionDenied
 from onebasis.telemetry.reports import RegistrySnapshot
 
 _LOG: Final = logging.getLogger(__name__)
-_N_OLD_VERSIONS_KEPT: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredTask:
-    """A task's current version. Without `coefficients` it can't serve, and `reason` says why.
-
-    `created_at` is the Unix second of this version; `form` is None if the stored file can't even be parsed.
-    """
-
-    name: str
-    digest: Digest
-    generation: int
-    created_at: int
-    size_bytes: int
-    form: str | None
-    k: int | None
-    provenance: Mapping[str, Any]
-    coefficients: BoundCoefficients | None
-    reason: str | None
-
-    @property
-    def state(self) -> Literal["ready", "unusable"]:
-        return "unusable" if self.coefficients is None else "ready"
+_N_HISTORIES_KEPT: Final = 128
+_MISS_WAITS_S: Final = 2.0  # for the store, before a name that the memory does not know is "not now"
+_PAUSE_AFTER_FAILURE_S: Final = 1.0  # in which misses do not ask a store that has just failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +51,10 @@ class Registration:
     replaced: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TaskPage:
-    tasks: tuple[RegisteredTask, ...]
-    has_more: bool
-
-
 class TaskRegistry:
-    """Any thread. Writers hold `_lock` from the store to the memory; readers take no lock.
+    """Any thread. Writers of all replicas meet in the store alone; `follow` brings what they did to this memory.
 
-    Invariant: `_names` is the sorted keys of `_tasks`. It is replaced, never changed; a reader between the two
-    updates of a writer may find a name whose task has just gone.
+    Invariant, under `_lock`: `_catalog` is the store as it was at `_mark`. Readers take no lock.
     """
 
     def __init__(
@@ -86,189 +65,267 @@ class TaskRegistry:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
-        self._basis = basis
+        self._library = Library(store, basis)
         self._base_name = base_name
         self._clock = clock
-        self._lock = Lock()
-        self._tasks: dict[str, RegisteredTask] = {}
-        self._names: list[str] = []
-        self._counts = RegistrySnapshot()
-        self._old_version = lru_cache(maxsize=_N_OLD_VERSIONS_KEPT)(self._bind_stored)
+        self._catalog = Catalog()
+        self._lock = threading.Lock()
+        self._mark: Mark | None = None
+        self._n_begun = 0  # readings of the store
+        self._last_done = 0  # the number of the last one that succeeded
+        self._followed_s = time.monotonic()
+        self._failed_s = float("-inf")
+        self._history = lru_cache(maxsize=_N_HISTORIES_KEPT)(self._read_history)
 
-    def load(self) -> None:
-        """Read every current task. One that can't serve is kept, logged and listed; it stops nothing.
+    def follow(self, *, wait_s: float = -1) -> None:
+        """Bring the memory to the store as it is at some moment after this call began.
+
+        Threads that call at once share one reading. A task that can't serve is kept, logged and listed; it stops
+        nothing.
+
+        Args:
+            wait_s: how long to wait for another thread's reading; -1 for as long as it takes.
 
         Raises:
-            StoreUnavailable: the list of tasks itself can't be read.
+            StoreUnavailable, StoreDamaged: the memory is as it was.
         """
-        with self._lock:
-            self._tasks = {version.name: self._load_one(version) for version in self._store.current()}
-            self._names = sorted(self._tasks)
-            size_bytes = sum(task.size_bytes for task in self._tasks.values())
-            n_retired = self._store.n_versions() - len(self._tasks)
-            self._counts = RegistrySnapshot(n_registered=len(self._tasks), n_retired=n_retired, size_bytes=size_bytes)
+        n_begun_before = self._n_begun
+        if not self._lock.acquire(timeout=wait_s):
+            self._failed_s = time.monotonic()
+            raise StoreUnavailable(f"no answer within {wait_s:.0f} s")
+        try:
+            if self._last_done > n_begun_before:
+                return
+            self._n_begun += 1
+            self._read_changes()
+            self._last_done = self._n_begun
+            self._followed_s = time.monotonic()
+        except (StoreUnavailable, StoreDamaged):
+            self._failed_s = time.monotonic()
+            raise
+        finally:
+            self._lock.release()
 
     def register(
         self,
         name: str,
         data: bytes,
         *,
-        precondition: Precondition | None = None,
+        author: Caller = OPERATOR,
+        precondition: Precondition = NO_PRECONDITION,
         declared_digest: Digest | None = None,
+        metadata: Mapping[str, str] | None = None,
+        action: Action = Action.TASK_PUT,
     ) -> Registration:
         """Make `data` the current version of `name`. On return it serves and survives kill -9.
 
+        Args:
+            author: whose task it is, and whose quota it uses. The operator's tasks are shared with all.
+            action: what the audit log calls it.
+            metadata: of the new version; None: whatever it has if the task stands at these bytes already.
+
         Raises:
             InvalidTaskName, ReservedTaskName, NoBasis, DigestMismatch, CoefficientError: the store was not touched.
-            PreconditionFailed, StoreUnavailable: nothing was stored.
+            PreconditionFailed, QuotaExceeded, StoreUnavailable: nothing was stored.
         """
         if parse_task_name(name) == self._base_name:
             raise ReservedTaskName(name)
-        if self._basis is None:
-            raise NoBasis
         digest = digest_of(data)
         if declared_digest not in (None, digest):
             raise DigestMismatch(declared=declared_digest, found=digest)
-        coefficients = bind(parse_coefficients(data), self._basis)
-        with self._lock:
-            demanded = precondition or Precondition()
-            version = self._store.put(name, data, digest, demanded, int(self._clock()))
-            task = _registered(version, coefficients.file, coefficients, reason=None)
-            before = self._tasks.get(name)
-            self._remember(name, task, n_new_versions=int(version.created))
-        return Registration(task, version.created, replaced=version.created and before is not None)
+        coefficients = self._library.bind_upload(data)
+        written = self._store.put(
+            name,
+            data,
+            digest,
+            author=author,
+            now=int(self._clock()),
+            precondition=precondition,
+            metadata=metadata,
+            action=action,
+        )
+        return self._registration(written, Binding(coefficients.file, coefficients, reason=None))
 
-    def delete(self, name: str, precondition: Precondition | None = None) -> RegisteredTask:
-        """Take a task away; what is in flight finishes. Returns what it was.
+    def roll_back(
+        self, name: str, digest: Digest, precondition: Precondition = NO_PRECONDITION, *, author: Caller = OPERATOR
+    ) -> Registration:
+        """Make an older version of a task the current one, by one more version.
+
+        Raises:
+            TaskNotFound, VersionNotFound, TaskUnusable, PreconditionFailed, StoreUnavailable: nothing has changed.
+            PermissionDenied: a tenant can't change a shared task.
+        """
+        self._check_spelling(name)
+        if digest not in self._store.digests(name, author.owner):
+            self._check_owned(name, author)
+            raise VersionNotFound(name, digest)
+        coefficients = self._usable(name, digest)
+        written = self._store.point(name, digest, author=author, now=int(self._clock()), precondition=precondition)
+        return self._registration(written, Binding(coefficients.file, coefficients, reason=None))
+
+    def delete(
+        self, name: str, precondition: Precondition = NO_PRECONDITION, *, author: Caller = OPERATOR
+    ) -> StoredVersion:
+        """Take a task away; what is in flight finishes. Returns the version that it had.
 
         Raises:
             TaskNotFound, PreconditionFailed, StoreUnavailable: nothing has changed.
+            PermissionDenied: a tenant can't delete a shared task.
         """
-        with self._lock:
-            task = self.get(name)
-            self._store.delete(name, precondition or Precondition(), int(self._clock()))
-            self._remember(name, None, n_new_versions=1)
-        return task
+        self._check_spelling(name)
+        try:
+            version = self._store.delete(name, author=author, now=int(self._clock()), precondition=precondition)
+        except TaskNotFound:
+            self._check_owned(name, author)
+            raise
+        self.follow()
+        return version
 
-    def get(self, name: str) -> RegisteredTask:
-        """The current version. Raises TaskNotFound."""
-        task = self._tasks.get(name)
+    def get(self, name: str, tenant: str | None = None) -> RegisteredTask:
+        """The current version of what the name means to a tenant, or to the operator.
+
+        Raises:
+            TaskNotFound, also of another tenant's task; StoreUnavailable if the memory can't tell.
+        """
+        task = self._find(name, tenant)
         if task is None:
             raise TaskNotFound(name)
         return task
 
-    def page(self, limit: int, after: str | None = None) -> TaskPage:
-        """Up to `limit` tasks by name, from the first behind `after`."""
-        names = self._names
-        start = 0 if after is None else bisect_right(names, after)
-        found = map(self._tasks.get, names[start : start + limit])
-        return TaskPage(tuple(task for task in found if task is not None), start + limit < len(names))
+    def page(self, limit: int, after: str | None = None, tenant: str | None = None) -> TaskPage:
+        """Up to `limit` tasks that a tenant can name, by name, from the first behind `after`."""
+        return self._catalog.page(limit, after, tenant)
 
-    def content(self, name: str) -> bytes:
-        """The exact bytes that were uploaded. Raises TaskNotFound, StoreUnavailable."""
-        return self._store.body(self.get(name).digest)
+    def versions(
+        self, name: str, limit: int, before: int | None = None, tenant: str | None = None
+    ) -> list[StoredVersion]:
+        """Up to `limit` versions, newest first, since the task was last deleted. Raises TaskNotFound."""
+        self._check_spelling(name)
+        if tenant is not None:
+            with suppress(TaskNotFound):
+                return self._store.versions(name, limit, before, owner=tenant)
+        return self._store.versions(name, limit, before)
 
-    def resolve(self, model: str) -> ResolvedTask | None:
+    def content(self, name: str, digest: Digest | None = None, tenant: str | None = None) -> bytes:
+        """The exact bytes of a version, by default the current one.
+
+        Raises:
+            TaskNotFound, VersionNotFound, StoreUnavailable, StoreDamaged.
+        """
+        task = self.get(name, tenant)
+        if digest not in (None, task.digest) and digest not in self._store.digests(name, task.key.owner):
+            raise VersionNotFound(name, digest or "")
+        return self._store.body(digest or task.digest)
+
+    def resolve(self, model: str, tenant: str | None = None) -> ResolvedTask | None:
         """What a request's `model` means now: None for the base, a task, or `task@digest` for one of its versions.
 
-        Reads the store only for a version that is not current.
+        A name means a tenant's own task, or a shared one if it has none of that name.
+
+        Reads the store only for a name or version that the memory does not know.
 
         Raises:
             ModelNotFound: no such task, or it never had that version since it was last deleted.
             TaskUnusable: it exists, but not for this basis, or its bytes are damaged.
-            StoreUnavailable: an old version can't be read now.
+            StoreUnavailable: the store would have to be read, and can't be now.
         """
         if model == self._base_name:
             return None
         name, at, digest = model.partition("@")
-        task = self._tasks.get(name)
+        task = self._find(name, tenant)
         if task is None:
             raise ModelNotFound(model)
         if at and digest != task.digest:
-            return ResolvedTask(name, self._old_version_of(name, digest, model))
+            return ResolvedTask(name, self._old_version(task, digest, model))
         if task.coefficients is None:
             raise TaskUnusable(name, task.reason or "unknown")
         return ResolvedTask(name, task.coefficients)
 
     def snapshot(self) -> RegistrySnapshot:
-        return self._counts
-
-    def _remember(self, name: str, task: RegisteredTask | None, *, n_new_versions: int) -> None:
-        """Bring the memory to what the store now says of one name. Under the lock."""
-        before = self._tasks.get(name)
-        names = self._names.copy()
-        if task is None:
-            names.remove(name)
-            del self._tasks[name]
-        else:
-            self._tasks[name] = task
-            if before is None:
-                insort(names, name)
-        self._names = names
-        counts = self._counts
-        n_versions = counts.n_registered + counts.n_retired + n_new_versions
-        size_bytes = counts.size_bytes + _size_bytes(task) - _size_bytes(before)
-        self._counts = RegistrySnapshot(
-            n_registered=len(names), n_retired=n_versions - len(names), size_bytes=size_bytes
+        """Counts as of the last reading of the store, and how long ago that was. O(1)."""
+        n_versions = 0 if self._mark is None else self._mark.change
+        n_registered = len(self._catalog)
+        return RegistrySnapshot(
+            n_registered=n_registered,
+            n_retired=n_versions - n_registered,
+            size_bytes=self._catalog.size_bytes,
+            age_s=time.monotonic() - self._followed_s,
         )
 
-    def _load_one(self, version: StoredVersion) -> RegisteredTask:
-        file = coefficients = reason = None
+    def _read_changes(self) -> None:
+        """Under the lock."""
+        changes = self._store.changes(self._mark)
+        live = [version for version in changes.tasks.values() if version is not None]
+        bindings = self._library.bind_all([version.digest for version in live])
+        tasks = {version.key: self._registered(version, bindings[version.digest]) for version in live}
+        if changes.is_whole:
+            self._catalog.replace_all(tasks)
+        else:
+            for key in changes.tasks:
+                self._catalog.set(key, tasks.get(key))
+        self._mark = changes.mark
+
+    def _registered(self, version: StoredVersion, binding: Binding) -> RegisteredTask:
+        if version.name == self._base_name:
+            binding = Binding(binding.file, None, reason=str(ReservedTaskName(version.name)))
+        if binding.coefficients is None:
+            _LOG.warning("task %s at %s can't serve: %s", version.name, version.digest, binding.reason)
+        return RegisteredTask(version, binding)
+
+    def _registration(self, written: Written, binding: Binding) -> Registration:
+        self.follow()
+        return Registration(self._registered(written.version, binding), written.created, written.replaced)
+
+    def _find(self, name: str, tenant: str | None) -> RegisteredTask | None:
+        """A task of the memory or, before it is said to be unknown, of the store."""
+        task = self._catalog.find(name, tenant)
+        if task is None and _is_spelt_right(name):
+            self._look_again()
+            task = self._catalog.find(name, tenant)
+        return task
+
+    def _check_owned(self, name: str, author: Caller) -> None:
+        """Why the author has nothing to change here. Raises TaskNotFound, or PermissionDenied of a shared task."""
+        task = self.get(name, author.tenant)
+        if task.key.owner != author.owner:
+            raise PermissionDenied(f"task {name!r} is shared by all tenants; only a key without a tenant changes it")
+
+    def _look_again(self) -> None:
+        """Follow for the sake of something unknown; a store that does not answer is not asked by everybody."""
+        if time.monotonic() - self._failed_s < _PAUSE_AFTER_FAILURE_S:
+            raise StoreUnavailable("it failed a moment ago")
+        self.follow(wait_s=_MISS_WAITS_S)
+
+    def _old_version(self, task: RegisteredTask, digest: str, model: str) -> BoundCoefficients:
         try:
-            if version.name == self._base_name:
-                raise ReservedTaskName(version.name)
-            file = self._parse_stored(version.digest)
-            if self._basis is None:
-                raise NoBasis
-            coefficients = bind(file, self._basis)
-        except ServeError as error:
-            reason = str(error)
-            _LOG.warning("task %s at %s can't serve: %s", version.name, version.digest, reason)
-        return _registered(version, file, coefficients, reason)
-
-    def _parse_stored(self, digest: Digest) -> CoefficientFile:
-        file = parse_coefficients(self._store.body(digest))
-        if file.digest != digest:
-            raise CoefficientError(f"the stored bytes of {digest} are damaged, their digest is {file.digest}")
-        return file
-
-    def _bind_stored(self, digest: Digest) -> BoundCoefficients:
-        if self._basis is None:
-            raise NoBasis
-        return bind(self._parse_stored(digest), self._basis)
-
-    def _old_version_of(self, name: str, digest: str, model: str) -> BoundCoefficients:
-        try:
-            version = self._store.version_of(name, parse_digest(digest))
+            wanted = parse_digest(digest)
         except InvalidDigest as error:
             raise ModelNotFound(model) from error
-        if version is None:
-            raise ModelNotFound(model)
+        if wanted not in self._history(task.key, task.generation):
+            self._look_again()
+            now = self._catalog.get(task.key)
+            if now is None or wanted not in self._history(now.key, now.generation):
+                raise ModelNotFound(model)
+        return self._usable(model, wanted)
+
+    def _read_history(self, key: TaskKey, _generation: int) -> frozenset[Digest]:
+        """The digests that a task has had; what they are is asked anew when the memory has a new generation."""
+        return self._store.digests(key.name, key.owner)
+
+    def _usable(self, shown: str, digest: Digest) -> BoundCoefficients:
         try:
-            return self._old_version(version.digest)
-        except (CoefficientError, NoBasis) as error:
-            raise TaskUnusable(model, str(error)) from error
+            return self._library.bind_version(digest)
+        except (CoefficientError, NoBasis, StoreDamaged) as error:
+            raise TaskUnusable(shown, str(error)) from error
+
+    @staticmethod
+    def _check_spelling(name: str) -> None:
+        if not _is_spelt_right(name):
+            raise TaskNotFound(name)
 
 
-def _registered(
-    version: StoredVersion,
-    file: CoefficientFile | None,
-    coefficients: BoundCoefficients | None,
-    reason: str | None,
-) -> RegisteredTask:
-    return RegisteredTask(
-        name=version.name,
-        digest=version.digest,
-        generation=version.generation,
-        created_at=version.created_at,
-        size_bytes=version.size_bytes,
-        form=file.form if file else None,
-        k=file.k if file else None,
-        provenance=file.provenance if file else {},
-        coefficients=coefficients,
-        reason=reason,
-    )
-
-
-def _size_bytes(task: RegisteredTask | None) -> int:
-    return 0 if task is None else task.size_bytes
+def _is_spelt_right(name: str) -> bool:
+    try:
+        return parse_task_name(name) == name
+    except InvalidTaskName:
+        return False

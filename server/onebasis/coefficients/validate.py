@@ -11,7 +11,7 @@ from onebasis.core.errors import UnknownSite, WrongBase, WrongBasis, WrongLength
 from onebasis.core.ids import Digest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class BoundCoefficients:
     """A coefficient file that fits a basis; made by `bind` only. Immutable, shared between threads."""
 

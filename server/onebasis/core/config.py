@@ -24,7 +24,9 @@ class ServeConfig(BaseModel):
     basis: Path | None = None
     """Basis file; without one the server runs the base alone."""
     store: str = DEFAULT_STORE
-    """SQLAlchemy URL of the task registry."""
+    """URL of the task registry: sqlite:///..., or postgresql://... for several replicas."""
+    lora_root: Path | None = None
+    """Folder from which vLLM's /v1/load_lora_adapter may read files; by default that route does not exist."""
     served_model_name: str | None = None
     """How clients name the base; by default the folder's name."""
     host: str = "127.0.0.1"
@@ -61,7 +63,7 @@ class ServeConfig(BaseModel):
     """Bound of every request body; uploads may have this much."""
     max_json_bytes: int = Field(default=8 * MIB, ge=1)
     """Bound of a body of JSON, if max_body_bytes is not less."""
-    max_header_bytes: int = Field(default=32 * 1024, ge=1024)
+    max_header_bytes: int = Field(default=64 * 1024, ge=1024)
     """Bound of a request's header fields; each counts for 32 bytes beside its text."""
     tenant_tasks: int | None = Field(default=None, ge=0)
     """What a tenant may use that has no quota of its own; by default no limit. Here: tasks it registers."""

@@ -87,6 +87,16 @@ class TaskNotFound(RequestError):
         super().__init__(f"no task is called {name!r}; GET /v1/tasks lists them")
 
 
+class VersionNotFound(RequestError):
+    """The task never had that version since it was last deleted."""
+
+    code = "version_not_found"
+    param = "digest"
+
+    def __init__(self, name: str, digest: str) -> None:
+        super().__init__(f"task {name!r} has no version {digest[:100]}; GET /v1/tasks/{name}/versions lists them")
+
+
 class TaskUnusable(RequestError):
     """The task is registered, but its stored coefficients can't serve under the loaded basis."""
 
@@ -155,6 +165,19 @@ class PreconditionFailed(RequestError):
     def __init__(self, *, required: str, found: str | None) -> None:
         now = found or "no task of that name"
         super().__init__(f"required {required}, found {now}; read the task again and decide anew")
+
+
+class TaskAlreadyLoaded(RequestError):
+    """vLLM's refusal to load a name twice."""
+
+    code = "task_already_loaded"
+    param = "lora_name"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set "
+            f"'load_inplace' to True."
+        )
 
 
 class BodyTooLarge(RequestError):
@@ -360,6 +383,15 @@ class StoreUnavailable(CapacityError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the task store does not answer ({reason}); retry later")
+
+
+class StoreDamaged(ServeError):
+    """Part of the task store can't be read any more."""
+
+    code = "store_damaged"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the task store is damaged here ({reason}); upload the task again or restore a backup")
 
 
 class SetupError(ServeError):

@@ -23,11 +23,24 @@ class TaskCoefficients(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class BlendPart:
+    """One summand of a blend: a task's version and its weight."""
+
+    task: str
+    digest: Digest
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class ResolvedTask:
-    """A task name as it stood when the request was accepted. A later replace does not touch it."""
+    """A task name as it stood when the request was accepted. A later replace does not touch it.
+
+    `parts` is empty unless it is a blend; the name of a blend is those of its tasks, joined with "+".
+    """
 
     name: str
     coefficients: TaskCoefficients
+    parts: tuple[BlendPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

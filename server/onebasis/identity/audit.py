@@ -28,7 +28,8 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a transaction does: to which task, key or tenant; digest and generation of the task's new version."""
+    """What a transaction does: to which task, key or tenant; digest and generation are of the task's
+    new version, or of the one that a delete took away."""
 
     action: Action
     subject: str

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from onebasis.core.errors import InvalidParameter, InvalidTaskName
-from onebasis.core.ids import parse_task_name
+from onebasis.core.ids import SHARED, parse_task_name
 from onebasis.identity.quota import UNLIMITED, Quota
 
 
@@ -33,6 +33,11 @@ class Caller:
     scopes: frozenset[Scope]
     quota: Quota = UNLIMITED
     request_id: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """Of the tasks that it registers: the tenant, or SHARED."""
+        return self.tenant or SHARED
 
     @property
     def share(self) -> str | None:

@@ -4,12 +4,12 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table
 
-_METADATA: Final = MetaData()
+METADATA: Final = MetaData()
 _COUNTER: Final = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up INTEGER columns only
 
 KEYS: Final = Table(
     "api_keys",
-    _METADATA,
+    METADATA,
     Column("id", String(64), primary_key=True),
     Column("key_hash", String(64), nullable=False, unique=True),
     Column("label", String(256), nullable=False),
@@ -21,7 +21,7 @@ KEYS: Final = Table(
 )
 QUOTAS: Final = Table(
     "tenant_quotas",
-    _METADATA,
+    METADATA,
     Column("tenant", String(128), primary_key=True),
     Column("tasks", BigInteger),
     Column("bytes", BigInteger),
@@ -31,7 +31,7 @@ QUOTAS: Final = Table(
 )
 AUDIT: Final = Table(
     "audit_log",
-    _METADATA,
+    METADATA,
     Column("id", _COUNTER, primary_key=True, autoincrement=True),
     Column("at", BigInteger, nullable=False),
     Column("key_id", String(64)),

@@ -10,10 +10,10 @@ from typing import Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, InternalError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from onebasis.core.errors import InvalidStore, StoreUnavailable
+from onebasis.core.errors import InvalidStore, StoreDamaged, StoreUnavailable
 from onebasis.storage.migrate import UnknownRevision, migrate
 
 _SQLITE_PRAGMAS: Final = (
@@ -26,7 +26,7 @@ _POSTGRES_SETTINGS: Final = (
     "SET lock_timeout = '10s'",
     "SET idle_in_transaction_session_timeout = '60s'",  # a writer that hangs lets go of its lock
 )
-_POSTGRES_CONNECT_TIMEOUT_S: Final = 5
+_POSTGRES_TIMEOUTS: Final = {"connect_timeout": "5", "tcp_user_timeout": "10000"}  # seconds, milliseconds
 _WRITER_LOCK: Final = 0x6F6E6562  # any number, the same in every replica: "oneb"
 
 
@@ -68,12 +68,13 @@ class Database:
 
         Raises:
             StoreUnavailable: the database failed.
+            StoreDamaged: what was asked for is there and can't be read.
         """
         try:
             with self._readers.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise StoreUnavailable(_cause(error)) from error
+            raise _as_ours(error) from error
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -81,13 +82,14 @@ class Database:
 
         Raises:
             StoreUnavailable: the database failed, or other writers took too long; nothing was written.
+            StoreDamaged: as when reading; nothing was written.
         """
         try:
             with self._writers.begin() as connection:
                 self._wait_for_turn(connection)
                 yield connection
         except SQLAlchemyError as error:
-            raise StoreUnavailable(_cause(error)) from error
+            raise _as_ours(error) from error
 
     def close(self) -> None:
         """Give the connections back. Nothing needs to be saved."""
@@ -108,9 +110,7 @@ def _engine(url: URL, shown: str) -> Engine:
         return engine
     if url.drivername in ("postgresql", "postgresql+psycopg"):
         url = url.set(drivername="postgresql+psycopg")
-        if "connect_timeout" not in url.query:
-            url = url.update_query_dict({"connect_timeout": str(_POSTGRES_CONNECT_TIMEOUT_S)})
-        engine = create_engine(url, pool_pre_ping=True)
+        engine = create_engine(url.set(query=_POSTGRES_TIMEOUTS | dict(url.query)), pool_pre_ping=True)
         _configure_postgres(engine)
         return engine
     raise ArgumentError(f"{url.drivername!r} is not supported, sqlite and postgresql are")
@@ -144,6 +144,12 @@ def _execute(connection: DBAPIConnection, statements: tuple[str, ...]) -> None:
     for statement in statements:
         cursor.execute(statement)
     cursor.close()
+
+
+def _as_ours(error: SQLAlchemyError) -> StoreUnavailable | StoreDamaged:
+    """SQLite tells of a malformed file with its plainest error, PostgreSQL of a broken page with an internal one."""
+    is_damage = type(error) in (DatabaseError, InternalError)
+    return StoreDamaged(_cause(error)) if is_damage else StoreUnavailable(_cause(error))
 
 
 def _cause(error: Exception) -> str:

@@ -84,6 +84,9 @@ def _entries(registry: RegistrySnapshot) -> Iterator[GaugeMetricFamily]:
     yield GaugeMetricFamily(
         "onebasis_task_registry_bytes", "Size of the registered coefficient files.", registry.size_bytes
     )
+    yield GaugeMetricFamily(
+        "onebasis_task_registry_age_seconds", "Since the registry was last compared with its store.", registry.age_s
+    )
 
 
 def _joined(tasks: list[str]) -> str:

@@ -1,6 +1,6 @@
 """What the rest of the server tells the metrics. Frozen values only; times are monotonic seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onebasis.core.request import FinishReason
 
@@ -35,6 +35,7 @@ class RegistrySnapshot:
     n_registered: int = 0
     n_retired: int = 0  # versions that are not current, tombstones included
     size_bytes: int = 0  # of the current versions' files
+    age_s: float = field(default=0.0, compare=False)  # since it was last compared with the store
 
 
 @dataclass(frozen=True, slots=True)

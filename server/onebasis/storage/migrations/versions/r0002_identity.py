@@ -1,4 +1,4 @@
-"""API keys, quotas, the audit log."""
+"""API keys, quotas, the audit log; and every task has an owner, "" for those that all share."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,18 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Three new tables."""
+    """Tasks that are there become shared. Their table is copied: SQLite can't change a primary key."""
+    op.create_table(
+        "owned_versions",
+        sa.Column("owner", sa.String(128), primary_key=True),
+        sa.Column("name", sa.String(128), primary_key=True),
+        sa.Column("generation", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("digest", sa.String(71), sa.ForeignKey("coefficient_files.digest")),  # NULL: a tombstone
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+    )
+    op.execute("INSERT INTO owned_versions SELECT '', name, generation, digest, created_at FROM task_versions")
+    op.drop_table("task_versions")
+    op.rename_table("owned_versions", "task_versions")
     op.create_table(
         "api_keys",
         sa.Column("id", sa.String(64), primary_key=True),

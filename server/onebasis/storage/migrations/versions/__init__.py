@@ -1,1 +1,0 @@
-"""One module for each revision, in a single line from the first to the head."""
