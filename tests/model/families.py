@@ -40,13 +40,18 @@ _GEMMA = _WIDE_HEADS | {"query_pre_attn_scalar": 20, "sliding_window": 6}
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_WIDE_HEADS),
     "mistral": lambda: MistralConfig(**_WIDE_HEADS, sliding_window=9),
-    "qwen2": lambda: Qwen2Config(**_COMMON, use_sliding_window=True, sliding_window=7, max_window_layers=1),
+    "qwen2": lambda: Qwen2Config(
+        **_COMMON | {"hidden_size": 64}, use_sliding_window=True, sliding_window=7, max_window_layers=1
+    ),
     "qwen3": lambda: Qwen3Config(**_WIDE_HEADS),
     "gemma2": lambda: Gemma2Config(**_GEMMA, attn_logit_softcapping=1.5, final_logit_softcapping=6.0),
     "gemma3": lambda: Gemma3TextConfig(
         **_GEMMA, layer_types=["sliding_attention", "sliding_attention", "full_attention"]
     ),
 }
+
+
+NATIVE_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
@@ -63,6 +68,11 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
 def tiny_base(family: str = "llama", seed: int = 0) -> LoadedBase:
     """Such a model as the server holds it, without a tokenizer."""
     return LoadedBase(tiny_model(family, seed), cast(PreTrainedTokenizerBase, None), f"tiny-{family}")
+
+
+def rounded_base(family: str) -> LoadedBase:
+    """The same in bfloat16."""
+    return LoadedBase(tiny_model(family).to(torch.bfloat16), cast(PreTrainedTokenizerBase, None), f"tiny-{family}")
 
 
 def prompt(n_tokens: int, seed: int) -> tuple[int, ...]:

@@ -9,16 +9,21 @@ from onebasis.coefficients.arena import Arena
 from onebasis.core.request import GenerateRequest
 from onebasis.engine.batch import build_batch, order_runs
 from onebasis.engine.block_pool import BlockPool
+from onebasis.engine.runner import StepDecoder
 from onebasis.engine.scheduler import Scheduler, StepPlan
 from onebasis.engine.sequence import EngineSequence
+from onebasis.kernels.cpu.library import BLOCK_SIZE as NATIVE_BLOCK_SIZE
+from onebasis.kernels.cpu.library import Library
 from onebasis.model.adapted import StepTasks, adapt_model
 from onebasis.model.decoder import Decoder
 from onebasis.model.factors import Basis
 from onebasis.model.kv_cache import KVCache
 from onebasis.model.loader import LoadedBase
+from onebasis.model.native_decoder import NativeDecoder, TaskTable
 from tests.model.families import CPU
 
 BLOCK_SIZE = 4
+MAX_STEP_TOKENS = 5
 
 
 @dataclass
@@ -45,15 +50,32 @@ class Stepper:
     with the decodes of others.
     """
 
-    def __init__(self, base: LoadedBase, basis: Basis | None = None, *, n_blocks: int = 60) -> None:
+    def __init__(
+        self, base: LoadedBase, basis: Basis | None = None, *, n_blocks: int = 60, library: Library | None = None
+    ) -> None:
+        """With `library`, the native decoder computes; without, torch does."""
         self._arena = None if basis is None else Arena(basis.spec, n_slots=4, device=CPU)
+        self._block_size = BLOCK_SIZE if library is None else NATIVE_BLOCK_SIZE
+        self._decoder = (
+            self._torch_decoder(base, basis, n_blocks)
+            if library is None
+            else self._native_decoder(base, basis, n_blocks, library)
+        )
+        pool = BlockPool(n_blocks, self._block_size)
+        self._scheduler = Scheduler(pool, max_running=4, max_step_tokens=MAX_STEP_TOKENS)
+        self.n_mixed_steps = 0
+        self.n_preempted = 0
+
+    def _torch_decoder(self, base: LoadedBase, basis: Basis | None, n_blocks: int) -> StepDecoder:
         step = StepTasks(0 if self._arena is None else self._arena.base_row)
         adapt_model(base.model, basis, {} if self._arena is None else self._arena.site_cores, step)
         cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU)
-        self._decoder = Decoder(base, cache, step)
-        self._scheduler = Scheduler(BlockPool(n_blocks, BLOCK_SIZE), max_running=4, max_step_tokens=5)
-        self.n_mixed_steps = 0
-        self.n_preempted = 0
+        return Decoder(base, cache, step)
+
+    def _native_decoder(self, base: LoadedBase, basis: Basis | None, n_blocks: int, library: Library) -> StepDecoder:
+        tasks = None if self._arena is None else TaskTable(self._arena.table, self._arena.site_offsets)
+        sizes = {"n_blocks": n_blocks, "max_step_tokens": MAX_STEP_TOKENS, "max_model_len": 256}
+        return NativeDecoder(base, basis, tasks, library, **sizes)
 
     def run(self, arrivals: list[tuple[int, GenerateRequest]]) -> dict[str, Trace]:
         """Answer all requests, each added before the step of its number."""
@@ -75,8 +97,8 @@ class Stepper:
     def _step(self, plan: StepPlan, traces: dict[str, Trace], open_ids: set[str]) -> None:
         self._hold_tasks(plan)
         runs = order_runs(plan)
-        batch = build_batch(runs, block_size=BLOCK_SIZE, device=CPU)
-        sampled = self._decoder.forward(batch)
+        batch = build_batch(runs, block_size=self._block_size, device=CPU)
+        sampled = self._decoder.forward(batch).clone()
         everywhere = self._decoder.forward(replace(batch, logit_rows=torch.arange(plan.n_tokens)))
         self.n_mixed_steps += batch.decodes is not None and len(batch.chunks) > 0
         self.n_preempted += len(plan.preempted)

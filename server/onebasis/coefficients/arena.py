@@ -25,13 +25,22 @@ class Arena:
         self.slots = SlotTable(n_slots)
         self.n_copied = 0
         views: dict[str, Tensor] = {}
+        offsets: dict[str, int] = {}
         start = 0
         for site in basis.sites:
             end = start + site.k_out * site.k_in
             views[site.name] = self._rows[:, start:end].view(n_slots + 1, site.k_out, site.k_in)
+            offsets[site.name] = start
             start = end
         self.site_cores: Mapping[str, Tensor] = views
         """By site name, [n_slots + 1, k_out, k_in] views of the table; the last row stays zero, for base tokens."""
+        self.site_offsets: Mapping[str, int] = offsets
+        """By site name, where its core begins in a row of the table."""
+
+    @property
+    def table(self) -> Tensor:
+        """[n_slots + 1, n_core_numbers] float32, all rows."""
+        return self._rows
 
     def acquire(self, coefficients: TaskCoefficients) -> int:
         """Pin a task and give its slot, copying its cores in if they are not there.

@@ -27,8 +27,10 @@ class BoundCoefficients:
 
         Rows and columns past the file's prefix, and sites it does not name, are zero.
         """
-        chosen = _chosen_sites(self.file, self.basis)
         numbers = self.file.numbers()
+        if self.file.form == "core" and len(numbers) == self.basis.n_core_numbers:
+            return numbers  # every core is whole: the file has them as they are wanted
+        chosen = _chosen_sites(self.file, self.basis)
         flat = np.zeros(self.basis.n_core_numbers, dtype=np.float32)
         taken = 0
         start = 0
@@ -65,7 +67,10 @@ def bind(file: CoefficientFile, basis: BasisSpec) -> BoundCoefficients:
     if file.sites is not None and list(chosen) != list(file.sites):
         strange = [name for name in file.sites if name not in chosen] or list(file.sites)
         raise UnknownSite([name[:100] for name in strange])
-    needed = sum(n_coefficients(file.form, site, file.k) for site in chosen.values())
+    is_whole = (file.form, file.k, file.sites) == ("core", None, None)  # the common case, without a walk of the sites
+    needed = (
+        basis.n_core_numbers if is_whole else sum(n_coefficients(file.form, site, file.k) for site in chosen.values())
+    )
     if file.shape != (needed,):
         raise WrongLength(needed=needed, found=file.shape, form=file.form)
     return BoundCoefficients(file, basis)

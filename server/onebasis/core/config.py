@@ -43,6 +43,8 @@ class ServeConfig(BaseModel):
     """Web origins whose pages may call this server from a browser; * for all."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     device: str = "cpu"
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """native: the step compiled for this CPU; torch: any model and device; auto: native where it can run."""
     threads: int | None = Field(default=None, ge=1)
     """Compute threads; by default what torch finds."""
     max_model_len: int | None = Field(default=None, ge=2)
@@ -57,8 +59,8 @@ class ServeConfig(BaseModel):
     """Most tokens in a step; longer prompts are computed in chunks."""
     max_waiting: int = Field(default=1024, ge=0)
     """Most sequences that wait; beyond them 429."""
-    arena_mib: int = Field(default=256, ge=1)
-    """Bound of the table of resident tasks; never fewer rows than max_running."""
+    arena_mib: int = Field(default=1024, ge=1)
+    """Bound of the table of resident tasks, never fewer rows than max_running; memory is taken as it fills."""
     max_body_bytes: int = Field(default=32 * MIB, ge=1)
     """Bound of every request body; uploads may have this much."""
     max_json_bytes: int = Field(default=8 * MIB, ge=1)

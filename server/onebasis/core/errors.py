@@ -417,6 +417,27 @@ class InvalidStore(SetupError):
         super().__init__(f"task store {url}: {reason}; {advice}")
 
 
+class InvalidBackup(SetupError):
+    """A backup file can't be written or read."""
+
+    code = "invalid_backup"
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"backup {path}: {reason}")
+
+
+class StoreNotEmpty(SetupError):
+    """A restore would mix two histories."""
+
+    code = "store_not_empty"
+
+    def __init__(self, n_versions: int) -> None:
+        super().__init__(
+            f"the task store holds {n_versions} versions already; restore into an empty one, or pass --replace to "
+            f"drop them"
+        )
+
+
 class InvalidModel(SetupError):
     """The base model can't be used."""
 

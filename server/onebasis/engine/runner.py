@@ -1,6 +1,9 @@
 """One step on the device: plan in, one sampled token out for each sequence that is due one."""
 
+from typing import Protocol
+
 import torch
+from torch import Tensor
 
 from onebasis.coefficients.arena import Arena
 from onebasis.core.errors import NoBasis
@@ -9,7 +12,15 @@ from onebasis.engine.batch import build_batch, order_runs
 from onebasis.engine.sampler import Sampled, SampleRow, sample
 from onebasis.engine.scheduler import StepPlan
 from onebasis.engine.sequence import EngineSequence
-from onebasis.model.decoder import Decoder
+from onebasis.model.batch import ForwardBatch
+
+
+class StepDecoder(Protocol):
+    """The base model with its sites, over a KV cache of its own."""
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Logits [n_samples, n_vocab], at the rows that the batch asks for; valid until the next call."""
+        ...
 
 
 class Runner:
@@ -19,7 +30,7 @@ class Runner:
         arena: None for a server without a basis; then no sequence may have a task.
     """
 
-    def __init__(self, decoder: Decoder, arena: Arena | None, *, block_size: int, device: torch.device) -> None:
+    def __init__(self, decoder: StepDecoder, arena: Arena | None, *, block_size: int, device: torch.device) -> None:
         self._decoder = decoder
         self._arena = arena
         self._block_size = block_size

@@ -1,0 +1,139 @@
+"""Fill a registry over HTTP with tasks of the demo's real size, then start the server again over it.
+
+`python -m loadtests.registry [--tasks 10000] [--clients 4] [--store URL] [--port 8312]`
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import platformdirs
+import psutil
+from rich.console import Console
+
+from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
+from onebasis.coefficients.format import write_coefficients
+from onebasis.demo.demo_pack import DemoPack
+from onebasis.demo.embedded_model import ensure_model
+from onebasis.demo.run import pack_options
+from onebasis.demo.server_process import ServerProcess
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One PUT that was answered with 201."""
+
+    seconds: float
+    n_bytes: int
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints one JSON object of what was measured; exit code 0 if every upload was stored."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.registry")
+    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=4, help="connections that upload at once")
+    parser.add_argument("--store", help="URL; by default a new SQLite file")
+    parser.add_argument("--port", type=int, default=8312)
+    options = parser.parse_args(arguments)
+    pack = DemoPack.shipped()
+    model = ensure_model(platformdirs.user_cache_path("onebasis"))
+    with tempfile.TemporaryDirectory(prefix="onebasis-registry-") as scratch:
+        serve = [*pack_options(model, pack, Path(scratch) / "tasks.db"), "--log-level", "info"]
+        if options.store is not None:
+            serve += ["--store", options.store]
+        log = Path(scratch) / "server.log"
+        empty_start_s, filled = _fill(ServerProcess(serve, port=options.port, log=log), options)
+        full_start_s, again = _start_again(ServerProcess(serve, port=options.port, log=log))
+        logged = [line for line in log.read_text().splitlines() if "registry:" in line]
+    times = {"empty_start_s": empty_start_s, "full_start_s": full_start_s}
+    Console().print_json(json.dumps(filled | times | again | {"log": logged}))
+    return 0
+
+
+def _fill(server: ServerProcess, options: argparse.Namespace) -> tuple[float, dict[str, float]]:
+    """(seconds until an empty server is ready, what the uploads measured)."""
+    basis = read_basis_spec(DemoPack.shipped().basis)
+    begun_s = time.monotonic()
+    with server:
+        ready_s = time.monotonic() - begun_s
+        before = _rss(server)
+        begun_s = time.monotonic()
+        with ThreadPoolExecutor(options.clients) as pool:
+            parts = pool.map(
+                lambda first: _upload(server.url, basis, range(first, options.tasks, options.clients)),
+                range(options.clients),
+            )
+            uploads = [upload for part in parts for upload in part]
+        took_s = time.monotonic() - begun_s
+        n_bytes = sum(upload.n_bytes for upload in uploads)
+        seconds = [upload.seconds for upload in uploads]
+        return ready_s, {
+            "tasks": len(uploads),
+            "clients": options.clients,
+            "uploads_per_s": len(uploads) / took_s,
+            "upload_p50_ms": 1000 * float(np.percentile(seconds, 50)),
+            "upload_p99_ms": 1000 * float(np.percentile(seconds, 99)),
+            "files_mib": n_bytes / MIB,
+            "rss_growth_per_file_byte": (_rss(server) - before) / n_bytes,
+            "scrape_ms": _scrape_ms(server),
+        }
+
+
+def _start_again(server: ServerProcess) -> tuple[float, dict[str, float]]:
+    begun_s = time.monotonic()
+    with server:
+        return time.monotonic() - begun_s, {"rss_mib_after_start": _rss(server) / MIB}
+
+
+def _upload(url: str, basis: BasisSpec, numbers: range) -> list[Upload]:
+    """Register one task for each number; random cores in float16, as a trained task's file has."""
+    uploads = []
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        for number in numbers:
+            data = _file(basis, number)
+            begun_s = time.monotonic()
+            response = client.put(f"/v1/tasks/task-{number:05}", content=data)
+            uploads.append(Upload(time.monotonic() - begun_s, len(data)))
+            if response.status_code != 201:
+                raise SystemExit(f"task-{number:05}: {response.status_code} {response.text}")
+    return uploads
+
+
+def _file(basis: BasisSpec, seed: int) -> bytes:
+    numbers = np.random.default_rng(seed).normal(0.0, 0.01, basis.n_core_numbers).astype(np.float16)
+    return write_coefficients(
+        numbers,
+        form="core",
+        basis=basis.digest,
+        base_fingerprint=basis.base_fingerprint,
+        provenance={"data": "random", "seed": seed, "recipe": {"n_steps": 0, "learning_rate": 0.01}},
+    )
+
+
+def _rss(server: ServerProcess) -> int:
+    return int(psutil.Process(server.process.pid).memory_info().rss)
+
+
+def _scrape_ms(server: ServerProcess) -> float:
+    """Median of 20 scrapes, over one connection."""
+    with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+        seconds = []
+        for _ in range(20):
+            begun_s = time.monotonic()
+            client.get("/metrics").raise_for_status()
+            seconds.append(time.monotonic() - begun_s)
+    return 1000 * float(np.median(seconds))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

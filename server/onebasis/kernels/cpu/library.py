@@ -1,0 +1,139 @@
+"""The compiled library and its structures; they mirror source/decoder.cpp and source/linear.h, which explain them."""
+
+import ctypes
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor
+
+PANEL: Final = 32
+"""Columns of a panel."""
+HALF: Final = 16
+BLOCK_SIZE: Final = 16
+"""Tokens of a block of the KV cache."""
+HEAD_DIMS: Final = (16, 32, 64, 80, 96, 128)
+NEEDED_CPU_FLAGS: Final = ("avx512f", "avx512bw", "avx512_bf16")
+
+
+class Site(Structure):
+    _fields_: ClassVar[Any] = [
+        ("k_in", c_int32),
+        ("k_out", c_int32),
+        ("z_offset", c_int32),
+        ("mixed_offset", c_int32),
+        ("core_offset", c_int64),
+    ]
+
+
+class Group(Structure):
+    _fields_: ClassVar[Any] = [
+        ("n_in", c_int32),
+        ("n_panels", c_int32),
+        ("n_v_panels", c_int32),
+        ("n_sites", c_int32),
+        ("mixed_width", c_int32),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("u", c_void_p),
+        ("u_offsets", c_void_p),
+        ("half_sites", c_void_p),
+        ("sites", c_void_p),
+    ]
+
+
+class Tasks(Structure):
+    _fields_: ClassVar[Any] = [("rows", c_void_p), ("cores", c_void_p), ("row_stride", c_int64)]
+
+
+class Layer(Structure):
+    _fields_: ClassVar[Any] = [
+        ("qkv", Group),
+        ("output", Group),
+        ("gate_up", Group),
+        ("down", Group),
+        ("input_norm", c_void_p),
+        ("middle_norm", c_void_p),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("window", c_int32),
+    ]
+
+
+class Model(Structure):
+    _fields_: ClassVar[Any] = [
+        ("n_layers", c_int32),
+        ("hidden", c_int32),
+        ("n_heads", c_int32),
+        ("n_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("intermediate", c_int32),
+        ("n_vocab", c_int32),
+        ("norm_eps", c_float),
+        ("scaling", c_float),
+        ("embeddings", c_void_p),
+        ("final_norm", c_void_p),
+        ("layers", POINTER(Layer)),
+        ("head", Group),
+    ]
+
+
+class Step(Structure):
+    _fields_: ClassVar[Any] = [
+        ("n_tokens", c_int32),
+        ("n_samples", c_int32),
+        ("max_visible", c_int32),
+        ("token_ids", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("kv_rows", c_void_p),
+        ("n_visible", c_void_p),
+        ("block_offsets", c_void_p),
+        ("blocks", c_void_p),
+        ("tasks", Tasks),
+        ("sample_rows", c_void_p),
+        ("logits", c_void_p),
+        ("workspace", c_void_p),
+    ]
+
+
+class Library:
+    """The library's functions.
+
+    Raises:
+        OSError: the file can't be loaded.
+        RuntimeError: its structures are not the ones here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._functions = ctypes.CDLL(str(path))
+        self._functions.onebasis_workspace_bytes.restype = c_int64
+        self._functions.onebasis_struct_bytes.restype = c_int64
+        for which, structure in enumerate((Site, Group, Tasks, Layer, Model, Step)):
+            found = self._functions.onebasis_struct_bytes(c_int32(which))
+            if found != ctypes.sizeof(structure):
+                raise RuntimeError(f"{path}: {structure.__name__} has {found} bytes, not {ctypes.sizeof(structure)}")
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """[n_out, n_in] bfloat16 as panels: [panels of n_out, n_in / 2, 32, 2]."""
+        n_out, n_in = weight.shape
+        weight = weight.detach().to(torch.bfloat16).contiguous()
+        packed = torch.empty(-(-n_out // PANEL), n_in // 2, PANEL, 2, dtype=torch.bfloat16)
+        self._functions.onebasis_pack_panels(
+            c_void_p(weight.data_ptr()), c_int32(n_out), c_int32(n_in), c_void_p(packed.data_ptr())
+        )
+        return packed
+
+    def workspace_bytes(self, model: Model, max_tokens: int, max_visible: int) -> int:
+        """Scratch that a step of so many tokens needs."""
+        size: int = self._functions.onebasis_workspace_bytes(
+            ctypes.byref(model), c_int32(max_tokens), c_int32(max_visible)
+        )
+        return size
+
+    def run_step(self, model: Model, step: Step, n_threads: int) -> None:
+        """Compute; other Python threads run meanwhile."""
+        self._functions.onebasis_run_step(ctypes.byref(model), ctypes.byref(step), c_int32(n_threads))

@@ -1,0 +1,157 @@
+"""A backup holds the whole history and goes into either kind of database."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import pytest
+from sqlalchemy import select, text
+from typer.testing import CliRunner
+
+from onebasis.cli import app
+from onebasis.coefficients.backup import back_up, restore
+from onebasis.coefficients.store import FILES, VERSIONS, TaskStore
+from onebasis.core.errors import InvalidBackup, StoreNotEmpty
+from onebasis.core.ids import SHARED, TaskKey, digest_of
+from onebasis.storage.database import Database
+from tests.coefficients.builders import basis_spec, coefficients, started
+
+BASIS = basis_spec()
+ONE, TWO, THREE = (coefficients(BASIS, seed=seed) for seed in range(3))
+
+
+@pytest.fixture
+def registry(database):
+    """Three tasks, one of them deleted, one replaced and rolled back."""
+    registry = started(TaskStore(database), BASIS)
+    registry.register("a", ONE, metadata={"note": "é"})
+    registry.register("a", TWO)
+    registry.roll_back("a", digest_of(ONE))
+    registry.register("gone", THREE)
+    registry.delete("gone")
+    registry.register("b", THREE)
+    return registry
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def other(request, tmp_path):
+    """An empty database of either kind."""
+    url = f"sqlite:///{tmp_path}/other.db"
+    if request.param == "postgres":
+        url = request.getfixturevalue("new_postgres_url")()
+    database = Database(url)
+    yield database
+    database.close()
+
+
+def everything(database):
+    with database.reading() as connection:
+        return [sorted(map(tuple, connection.execute(select(*table.c)).all()), key=str) for table in (FILES, VERSIONS)]
+
+
+def test_a_backup_restored_elsewhere_is_the_same_registry(registry, database, other, tmp_path):
+    done = back_up(database, tmp_path / "backup")
+    assert (done.n_files, done.n_versions, done.damaged) == (3, 6, ())
+    assert restore(tmp_path / "backup", other) == done
+    assert everything(other) == everything(database)
+    again = started(TaskStore(other), BASIS)
+    assert [(t.name, t.digest, t.generation, t.state) for t in again.page(9).tasks] == [
+        ("a", digest_of(ONE), 3, "ready"),
+        ("b", digest_of(THREE), 1, "ready"),
+    ]
+    assert again.get("a").version.metadata == {"note": "é"}
+    assert again.register("a", TWO).task.generation == 4, "its history goes on"
+
+
+def test_a_backup_is_one_file_and_is_never_written_over_another(registry, database, tmp_path):
+    back_up(database, tmp_path / "backup")
+    before = (tmp_path / "backup").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} - {"tasks.db", "tasks.db-wal", "tasks.db-shm"} == {"backup"}
+    with pytest.raises(InvalidBackup, match="exists already"):
+        back_up(database, tmp_path / "backup")
+    assert (tmp_path / "backup").read_bytes() == before
+
+
+def test_a_backup_is_of_one_moment_however_busy_the_store(database, other, tmp_path):
+    """Every write makes two tasks alike, one after the other; no backup may be ahead in the second."""
+    registry = started(TaskStore(database), BASIS)
+    files = [coefficients(BASIS, seed=seed) for seed in range(40)]
+    has_begun = Event()
+
+    def write() -> None:
+        for data in files:
+            registry.register("first", data)
+            registry.register("second", data)
+            has_begun.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        has_begun.wait()
+        done = back_up(database, tmp_path / "backup")
+        writing.result()
+    assert restore(tmp_path / "backup", other).damaged == ()
+    changes = TaskStore(other).changes(None)
+    assert changes.mark.change == done.n_versions
+    first, second = (changes.tasks[TaskKey(SHARED, name)].generation for name in ("first", "second"))
+    assert first - second in (0, 1)
+    assert done.n_files == first
+
+
+def test_a_restore_into_a_store_with_a_history_needs_the_operators_word(registry, database, other, tmp_path):
+    back_up(database, tmp_path / "backup")
+    running = started(TaskStore(other), BASIS)
+    running.register("mine", ONE)
+    running.delete("mine")
+    running.register("a", THREE)
+    before = everything(other)
+    with pytest.raises(StoreNotEmpty, match="holds 3 versions"):
+        restore(tmp_path / "backup", other)
+    assert everything(other) == before
+    restore(tmp_path / "backup", other, replace=True)
+    assert everything(other) == everything(database)
+    running.follow()
+    assert [(task.name, task.digest) for task in running.page(9).tasks] == [
+        ("a", digest_of(ONE)),
+        ("b", digest_of(THREE)),
+    ]
+
+
+def test_a_damaged_file_is_named_and_keeps_nothing_else_from_being_saved(registry, database, other, tmp_path):
+    with database.writing() as connection:
+        statement = text("UPDATE coefficient_files SET body = :body WHERE digest = :digest")
+        connection.execute(statement, {"body": b"damaged", "digest": digest_of(THREE)})
+    assert back_up(database, tmp_path / "backup").damaged == (digest_of(THREE),)
+    assert restore(tmp_path / "backup", other).damaged == (digest_of(THREE),)
+    again = started(TaskStore(other), BASIS)
+    assert [(task.name, task.state) for task in again.page(9).tasks] == [("a", "ready"), ("b", "unusable")]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"rubbish" * 1000])
+def test_what_is_no_backup_is_refused_and_changes_nothing(registry, database, tmp_path, content):
+    if content is not None:
+        (tmp_path / "wrong").write_bytes(content)
+    before = everything(database)
+    with pytest.raises((InvalidBackup, StoreNotEmpty)):
+        restore(tmp_path / "wrong", database)
+    with pytest.raises(InvalidBackup):
+        restore(tmp_path / "wrong", database, replace=True)
+    assert everything(database) == before
+
+
+def test_a_backup_is_not_changed_by_its_restore(registry, database, other, tmp_path):
+    back_up(database, tmp_path / "backup")
+    before = (tmp_path / "backup").read_bytes()
+    restore(tmp_path / "backup", other)
+    assert (tmp_path / "backup").read_bytes() == before
+
+
+def test_the_commands(registry, store_url, other, tmp_path):
+    url = other._engine.url.render_as_string(hide_password=False)
+    run = CliRunner().invoke
+    saved = run(app, ["registry", "backup", "--store", store_url, str(tmp_path / "backup")])
+    assert (saved.exit_code, "3 files, 6 versions" in saved.output) == (0, True), saved.output
+    restored = run(app, ["registry", "restore", "--store", url, str(tmp_path / "backup")])
+    assert (restored.exit_code, restored.output) == (0, "restored 3 files, 6 versions\n")
+    again = run(app, ["registry", "restore", "--store", url, str(tmp_path / "backup")])
+    assert isinstance(again.exception, StoreNotEmpty)
+    replaced = run(app, ["registry", "restore", "--store", url, "--replace", str(tmp_path / "backup")])
+    assert replaced.exit_code == 0
