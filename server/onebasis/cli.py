@@ -29,6 +29,7 @@ from onebasis.fitting.basis import BasisKind, build_basis
 from onebasis.fitting.data import read_jsonl, split, tokenize
 from onebasis.fitting.job import fit_task
 from onebasis.fitting.train import FitRecipe, StepLoss
+from onebasis.identity.commands import keys_app
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import load_base
 from onebasis.model.sites import linear_sites
@@ -39,6 +40,7 @@ from onebasis.wiring import build_server
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 basis_app = typer.Typer(no_args_is_help=True, help="Make a shared basis.")
 app.add_typer(basis_app, name="basis")
+app.add_typer(keys_app, name="keys")
 app.add_typer(demo_app, name="demo")
 app.add_typer(registry_app, name="registry")
 
@@ -88,6 +90,14 @@ def serve(
     allow_unauthenticated: Annotated[
         bool, typer.Option(help="Listen beyond loopback.", envvar="ONEBASIS_ALLOW_UNAUTHENTICATED")
     ] = _DEFAULTS.allow_unauthenticated,
+    require_auth: Annotated[
+        bool, typer.Option(help="Ask for an API key on every route.", envvar="ONEBASIS_REQUIRE_AUTH")
+    ] = _DEFAULTS.require_auth,
+    api_keys_file: Annotated[
+        Path | None, typer.Option(help="API keys, one a line.", envvar="ONEBASIS_API_KEYS_FILE")
+    ] = None,
+    protect_metrics: Annotated[bool, typer.Option(envvar="ONEBASIS_PROTECT_METRICS")] = _DEFAULTS.protect_metrics,
+    cors_origin: Annotated[list[str], typer.Option(envvar="ONEBASIS_CORS_ORIGIN")] = _DEFAULTS.cors_origin,
     dtype: Annotated[str, typer.Option(envvar="ONEBASIS_DTYPE")] = _DEFAULTS.dtype,
     device: Annotated[str, typer.Option(envvar="ONEBASIS_DEVICE")] = _DEFAULTS.device,
     kernels: Annotated[str, typer.Option(envvar="ONEBASIS_KERNELS")] = _DEFAULTS.kernels,
@@ -108,6 +118,17 @@ def serve(
     stall_s: Annotated[float, typer.Option(envvar="ONEBASIS_STALL_S")] = _DEFAULTS.stall_s,
     arena_mib: Annotated[int, typer.Option(envvar="ONEBASIS_ARENA_MIB")] = _DEFAULTS.arena_mib,
     max_body_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_BODY_BYTES")] = _DEFAULTS.max_body_bytes,
+    max_json_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_JSON_BYTES")] = _DEFAULTS.max_json_bytes,
+    max_header_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_HEADER_BYTES")] = _DEFAULTS.max_header_bytes,
+    tenant_tasks: Annotated[int | None, typer.Option(envvar="ONEBASIS_TENANT_TASKS")] = None,
+    tenant_bytes: Annotated[int | None, typer.Option(envvar="ONEBASIS_TENANT_BYTES")] = None,
+    tenant_requests_per_minute: Annotated[
+        int | None, typer.Option(envvar="ONEBASIS_TENANT_REQUESTS_PER_MINUTE")
+    ] = None,
+    tenant_tokens_per_minute: Annotated[int | None, typer.Option(envvar="ONEBASIS_TENANT_TOKENS_PER_MINUTE")] = None,
+    tenant_concurrent_requests: Annotated[
+        int | None, typer.Option(envvar="ONEBASIS_TENANT_CONCURRENT_REQUESTS")
+    ] = None,
     drain_s: Annotated[int, typer.Option(envvar="ONEBASIS_DRAIN_S")] = _DEFAULTS.drain_s,
     log_level: Annotated[str, typer.Option(envvar="ONEBASIS_LOG_LEVEL")] = _DEFAULTS.log_level,
     log_json: Annotated[bool, typer.Option(envvar="ONEBASIS_LOG_JSON")] = _DEFAULTS.log_json,
@@ -120,7 +141,13 @@ def serve(
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not walk it again while requests run
     http = HttpServer(
-        server.app, server.drain, server.engine, host=config.host, port=config.port, drain_s=config.drain_s
+        server.app,
+        server.drain,
+        server.engine,
+        host=config.host,
+        port=config.port,
+        drain_s=config.drain_s,
+        max_header_bytes=config.max_header_bytes,
     )
     try:
         http.run()

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from onebasis import __version__
 from onebasis.api.app import create_app
-from onebasis.api.deps import Services
+from onebasis.api.deps import EdgeLimits, Identity, Services
 from onebasis.api.drain import Drain
 from onebasis.api.tool_formats import TOOL_FORMATS, ToolFormat, detect_tool_parser
 from onebasis.coefficients.arena import Arena
@@ -27,6 +27,13 @@ from onebasis.engine.loop import EngineLoop
 from onebasis.engine.prefix_cache import PrefixCache
 from onebasis.engine.runner import Runner
 from onebasis.engine.scheduler import Scheduler
+from onebasis.identity.audit import AuditLog
+from onebasis.identity.authenticator import Authenticator
+from onebasis.identity.key_file import KeyFile
+from onebasis.identity.key_store import KeyStore
+from onebasis.identity.quota import QUOTA_NAMES, Quota
+from onebasis.identity.quota_store import QuotaStore
+from onebasis.identity.rates import RateLimits
 from onebasis.kernels.cpu.build import CannotBuild, build_library
 from onebasis.kernels.cpu.library import Library
 from onebasis.model.adapted import StepTasks, adapt_model
@@ -116,7 +123,14 @@ def build_server(config: ServeConfig) -> Server:
         base_name=base.name,
         started_at=int(time.time()),
         fingerprint=_system_fingerprint(fingerprint, basis),
-        max_body_bytes=config.max_body_bytes,
+        identity=_build_identity(config, database),
+        edge=EdgeLimits(
+            max_body_bytes=config.max_body_bytes,
+            max_json_bytes=config.max_json_bytes,
+            max_header_bytes=config.max_header_bytes,
+            cors_origin=tuple(config.cors_origin),
+            protect_metrics=config.protect_metrics,
+        ),
         lora_root=config.lora_root,
         drain=Drain(metrics),
         traces=traces,
@@ -128,6 +142,15 @@ def build_server(config: ServeConfig) -> Server:
     n_tasks = registry.snapshot().n_registered
     _log.info("ready: %s in %s, %d tasks, %d KV blocks", base.name, config.dtype, n_tasks, n_blocks)
     return Server(create_app(services), engine, follower, database, services.drain, traces)
+
+
+def _build_identity(config: ServeConfig, database: Database) -> Identity:
+    """Keys and quotas over the database that also holds the tasks. Raises InvalidKeyFile."""
+    key_file = None if config.api_keys_file is None else KeyFile(config.api_keys_file)
+    keys = KeyStore(database)
+    quotas = QuotaStore(database, Quota(**{name: getattr(config, f"tenant_{name}") for name in QUOTA_NAMES}))
+    authenticator = Authenticator(keys, quotas, key_file=key_file, needs_key=config.require_auth)
+    return Identity(authenticator, keys, quotas, AuditLog(database), RateLimits())
 
 
 def _build_engine(

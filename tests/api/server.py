@@ -20,6 +20,13 @@ from onebasis.wiring import Server, build_server
 from tests.api.tiny_model import BASE_NAME, TinyModel
 
 TASKS = ("alpha", "beta", "gamma")
+ERROR_TYPES = (
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "rate_limit_error",
+    "server_error",
+)
 Events = list[dict[str, Any]]
 
 
@@ -46,7 +53,15 @@ class RunningServer:
         listener.bind(("127.0.0.1", 0))
         self.port: int = listener.getsockname()[1]
         parts = self.parts
-        self._uvicorn = HttpServer(parts.app, parts.drain, parts.engine, host="127.0.0.1", port=self.port, drain_s=2)
+        self._uvicorn = HttpServer(
+            parts.app,
+            parts.drain,
+            parts.engine,
+            host="127.0.0.1",
+            port=self.port,
+            drain_s=2,
+            max_header_bytes=64 * 1024,
+        )
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()
         self.client = self.new_client()
@@ -205,7 +220,7 @@ def refused(response: httpx.Response, status: int, code: str, param: str | None 
     assert body.keys() == {"error"}
     assert body["error"].keys() == {"message", "type", "param", "code"}
     assert (body["error"]["code"], body["error"]["param"]) == (code, param), body
-    assert body["error"]["type"] in ("invalid_request_error", "rate_limit_error", "server_error")
+    assert body["error"]["type"] in ERROR_TYPES
     message: str = body["error"]["message"]
     assert message
     assert "Traceback" not in message

@@ -56,6 +56,11 @@ CODES = {
     "not_finite": 400,
     "wrong_basis": 400,
     "wrong_base": 400,
+    "headers_too_large": 431,
+    "invalid_api_key": 401,
+    "permission_denied": 403,
+    "key_not_found": 404,
+    "quota_exceeded": 429,
     "queue_full": 429,
     "tenant_queue_full": 429,
     "deadline_exceeded": 504,
@@ -70,6 +75,7 @@ CODES = {
     "store_not_empty": None,
     "invalid_model": None,
     "invalid_data": None,
+    "invalid_key_file": None,
 }
 """Clients depend on these: a code may be added, never changed or given another status. None: not on HTTP."""
 
@@ -81,6 +87,8 @@ METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", 
 def tree(root=errors.ServeError):
     """All classes of the tree, wherever in the package they are defined."""
     for module in pkgutil.walk_packages(onebasis.__path__, "onebasis."):
+        if module.name == "onebasis.storage.migrations.env":
+            continue  # a script that alembic runs
         with contextlib.suppress(ModuleNotFoundError):  # an optional dependency
             importlib.import_module(module.name)
     return {root} | {found for child in root.__subclasses__() for found in tree(child)}

@@ -73,6 +73,7 @@ def test_a_new_task_is_201_with_card_etag_and_location(server, tiny):
         "reason": None,
         "provenance": {"recipe": "fit", "score": 0.5},
         "metadata": {},
+        "tenant": None,
     }
     shown = server.client.get(response.headers["location"])
     assert shown.json() == response.json()

@@ -11,7 +11,7 @@ from onebasis.cli import app
 from onebasis.coefficients.backup import back_up, restore
 from onebasis.coefficients.store import FILES, VERSIONS, TaskStore
 from onebasis.core.errors import InvalidBackup, StoreNotEmpty
-from onebasis.core.ids import digest_of
+from onebasis.core.ids import SHARED, TaskKey, digest_of
 from onebasis.storage.database import Database
 from tests.coefficients.builders import basis_spec, coefficients, started
 
@@ -91,7 +91,7 @@ def test_a_backup_is_of_one_moment_however_busy_the_store(database, other, tmp_p
     assert restore(tmp_path / "backup", other).damaged == ()
     changes = TaskStore(other).changes(None)
     assert changes.mark.change == done.n_versions
-    first, second = (changes.tasks[name].generation for name in ("first", "second"))
+    first, second = (changes.tasks[TaskKey(SHARED, name)].generation for name in ("first", "second"))
     assert first - second in (0, 1)
     assert done.n_files == first
 

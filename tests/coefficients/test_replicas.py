@@ -173,10 +173,10 @@ def test_versions_that_never_were_cost_no_reading_of_a_history_each(replicas, st
     n_read = 0
     digests = TaskStore.digests
 
-    def counted(store, name):
+    def counted(store, name, owner):
         nonlocal n_read
         n_read += 1
-        return digests(store, name)
+        return digests(store, name, owner)
 
     monkeypatch.setattr(TaskStore, "digests", counted)
     for i in range(20):

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from onebasis.coefficients.preconditions import ANY, NO_PRECONDITION, Precondition
 from onebasis.coefficients.store import StoredVersion, TaskStore, Written
 from onebasis.core.errors import PreconditionFailed, StoreUnavailable, TaskNotFound, VersionNotFound
-from onebasis.core.ids import digest_of
+from onebasis.core.ids import SHARED, digest_of
 from onebasis.storage.database import Database
 
 NEW = Precondition(if_none_match=(ANY,))
@@ -29,8 +29,14 @@ def put(store, name, data, precondition=NO_PRECONDITION, now=100, metadata=None)
     return store.put(name, data, digest_of(data), precondition=precondition, now=now, metadata=metadata)
 
 
+def by_name(tasks):
+    """Of shared tasks."""
+    assert {key.owner for key in tasks} <= {SHARED}
+    return {key.name: version for key, version in tasks.items()}
+
+
 def live(store) -> dict[str, StoredVersion]:
-    return dict(store.changes(None).tasks)
+    return by_name(store.changes(None).tasks)
 
 
 def n_versions(store) -> int:
@@ -43,7 +49,7 @@ def generations(store, name) -> list[int]:
 
 def test_what_is_put_is_read_back(store):
     written = put(store, "a", ONE, now=7)
-    version = StoredVersion("a", 1, digest_of(ONE), created_at=7, change=1, metadata={}, size_bytes=3)
+    version = StoredVersion(SHARED, "a", 1, digest_of(ONE), created_at=7, change=1, metadata={}, size_bytes=3)
     assert written == Written(version, created=True, replaced=False)
     assert store.body(version.digest) == ONE
     assert live(store) == {"a": version}
@@ -192,7 +198,7 @@ def test_changes_are_the_last_version_of_each_task_since_a_mark(store):
     second = put(store, "b", TWO)
     store.delete("gone", now=1)
     changes = store.changes(mark)
-    assert changes.tasks == {"b": second.version, "gone": None}
+    assert by_name(changes.tasks) == {"b": second.version, "gone": None}
     assert (changes.mark.change, changes.mark.epoch) == (5, mark.epoch)
 
 
@@ -202,7 +208,7 @@ def test_a_mark_of_another_history_gets_everything(store, database):
     with database.writing() as connection:
         connection.execute(text("UPDATE task_history SET epoch = 'another'"))
     changes = store.changes(mark)
-    assert (changes.is_whole, changes.tasks.keys(), changes.mark.epoch) == (True, {"a"}, "another")
+    assert (changes.is_whole, by_name(changes.tasks).keys(), changes.mark.epoch) == (True, {"a"}, "another")
 
 
 def test_bodies_of_more_files_than_are_read_at_once(store):
@@ -263,7 +269,7 @@ def test_a_follower_of_many_writers_misses_no_change(store_url, store):
         while len(seen) < 60:
             is_over = all(future.done() for future in writing)
             changes = store.changes(mark)
-            seen |= changes.tasks.keys()
+            seen |= by_name(changes.tasks).keys()
             mark = changes.mark
             assert len(seen) == 60 or not is_over, "a change was missed"
     second.close()
@@ -273,7 +279,7 @@ def test_a_follower_of_many_writers_misses_no_change(store_url, store):
 WRITER = """
 import sys, time
 from onebasis.coefficients.store import TaskStore
-from onebasis.core.ids import digest_of
+from onebasis.core.ids import SHARED, digest_of
 from onebasis.storage.database import Database
 
 database = Database(sys.argv[1])

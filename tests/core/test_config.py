@@ -54,6 +54,13 @@ def test_a_setting_that_does_not_exist_is_refused() -> None:
         ("stall_s", 0.5),
         ("arena_mib", 0),
         ("max_body_bytes", 0),
+        ("max_json_bytes", 0),
+        ("max_header_bytes", 1023),
+        ("tenant_tasks", -1),
+        ("tenant_bytes", -1),
+        ("tenant_requests_per_minute", -1),
+        ("tenant_tokens_per_minute", -1),
+        ("tenant_concurrent_requests", -1),
         ("drain_s", -1),
         ("log_level", "verbose"),
         ("otlp_endpoint", "collector:4318"),
@@ -86,5 +93,14 @@ def test_loopback_is_open_to_this_machine_alone(host: str) -> None:
     ["0.0.0.0", "::", "", "10.0.0.1", "192.168.1.5", "8.8.8.8", "example.org", "localhost.example.org", "2130706433"],
 )
 def test_another_host_needs_the_operators_word(host: str) -> None:
-    assert "pass --allow-unauthenticated" in complaint(host=host)
+    refusal = complaint(host=host)
+    assert "pass --allow-unauthenticated" in refusal
+    assert "pass --require-auth and make keys with 'onebasis keys create'" in refusal
     assert config(host=host, allow_unauthenticated=True).host == host
+    assert config(host=host, require_auth=True).host == host
+    assert config(host=host, api_keys_file=Path("keys")).host == host
+
+
+@pytest.mark.parametrize("closed", [{"require_auth": True}, {"api_keys_file": Path("keys")}])
+def test_a_server_is_not_open_and_closed_at_once(closed: dict[str, Any]) -> None:
+    assert "allow_unauthenticated contradicts" in complaint(allow_unauthenticated=True, **closed)

@@ -1,13 +1,40 @@
 """The ASGI application, from its parts."""
 
+from typing import Final
+
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from onebasis import __version__
-from onebasis.api import basis, blends, chat, completions, lora_adapters, models, ops, tasks, tokenize, versions
+from onebasis.api import (
+    basis,
+    blends,
+    chat,
+    completions,
+    keys,
+    lora_adapters,
+    models,
+    ops,
+    tasks,
+    tenants,
+    tokenize,
+    versions,
+)
+from onebasis.api.auth import Authenticated
 from onebasis.api.deps import Services
 from onebasis.api.drain import DrainGate
 from onebasis.api.errors import ErrorBody, install_error_handlers
-from onebasis.api.middleware import BodyLimit, Observed, Traced
+from onebasis.api.middleware import BodyLimit, HeaderLimit, Observed, Traced
+
+_CORS_REQUEST_HEADERS: Final = (
+    "Authorization",
+    "Content-Digest",
+    "If-Match",
+    "If-None-Match",
+    "OneBasis-Metadata",
+    "X-Request-Id",
+)
+_CORS_ANSWER_HEADERS: Final = ("ETag", "Location", "Retry-After", "X-Request-Id")
 
 
 def create_app(services: Services) -> FastAPI:
@@ -19,15 +46,36 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    modules = [completions, chat, tokenize, models, tasks, versions, blends, basis, ops]
+    modules = [completions, chat, tokenize, models, tasks, versions, blends, basis, keys, tenants, ops]
     if services.lora_root is not None:
         modules.append(lora_adapters)
     for module in modules:
         app.include_router(module.router, responses={"default": {"model": ErrorBody, "description": "Any failure"}})
     install_error_handlers(app)
-    app.add_middleware(BodyLimit, limit_bytes=services.max_body_bytes)
+    _wrap(app, services)
+    return app
+
+
+def _wrap(app: FastAPI, services: Services) -> None:
+    """What every request goes through, innermost first."""
+    edge, identity = services.edge, services.identity
+    app.add_middleware(
+        Authenticated,
+        authenticator=identity.authenticator,
+        rates=identity.rates,
+        protect_metrics=edge.protect_metrics,
+    )
+    app.add_middleware(BodyLimit, upload_bytes=edge.max_body_bytes, json_bytes=edge.max_json_bytes)
+    app.add_middleware(HeaderLimit, limit_bytes=edge.max_header_bytes)
     app.add_middleware(DrainGate, drain=services.drain)
+    if edge.cors_origin:  # outside of authentication: a browser asks for leave without a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=edge.cors_origin,
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_headers=_CORS_REQUEST_HEADERS,
+            expose_headers=_CORS_ANSWER_HEADERS,
+        )
     if services.traces is not None:
         app.add_middleware(Traced, traces=services.traces)
     app.add_middleware(Observed, metrics=services.metrics)  # outermost: it sees every answer
-    return app

@@ -6,11 +6,12 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
+from onebasis.api.auth import ANY_KEY
 from onebasis.api.conditions import IfNoneMatch, etag, not_modified
 from onebasis.api.deps import ServicesDep
 from onebasis.core.errors import NoBasis
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], dependencies=[ANY_KEY])
 
 
 @router.get("/v1/basis", summary="Show the basis")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Response
 
+from onebasis.api.auth import REGISTER, CallerDep
 from onebasis.api.conditions import IfMatch, IfNoneMatch, precondition
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.schemas import BlendItem, GenerationBody, StoreBlendBody
@@ -12,8 +13,10 @@ from onebasis.coefficients.blend import blend_file
 from onebasis.coefficients.metadata import check_metadata
 from onebasis.core.errors import InvalidParameter, NoBasis
 from onebasis.core.request import ResolvedTask
+from onebasis.identity.audit import Action
+from onebasis.identity.caller import Caller
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], dependencies=[REGISTER])
 
 
 @router.post(
@@ -26,6 +29,7 @@ def store_blend(
     name: str,
     body: StoreBlendBody,
     services: ServicesDep,
+    caller: CallerDep,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
@@ -34,11 +38,14 @@ def store_blend(
         raise NoBasis
     demanded = precondition(if_match, if_none_match)
     noted = None if body.metadata is None else check_metadata("metadata", body.metadata)
-    data = blend_file(services.blends.resolve(_weights(body.blend)), services.basis, name)
-    return registered(services.registry.register(name, data, precondition=demanded, metadata=noted), services)
+    data = blend_file(services.blends.resolve(_weights(body.blend), caller.tenant), services.basis, name)
+    registration = services.registry.register(
+        name, data, author=caller, precondition=demanded, metadata=noted, action=Action.TASK_BLEND
+    )
+    return registered(registration, services)
 
 
-def select_task(body: GenerationBody, services: Services) -> ResolvedTask | None:
+def select_task(body: GenerationBody, services: Services, caller: Caller) -> ResolvedTask | None:
     """The task that a generation names, by `model` or `blend`; None for the base alone.
 
     Raises:
@@ -46,10 +53,10 @@ def select_task(body: GenerationBody, services: Services) -> ResolvedTask | None
         InvalidParameter: a blend of something that can't be blended, or `model` names another task beside it.
     """
     if body.blend is None:
-        return services.registry.resolve(body.model)
+        return services.registry.resolve(body.model, caller.tenant)
     if body.model != services.base_name:
         raise InvalidParameter("model", f"with blend it must be the base, {services.base_name!r}, found {body.model!r}")
-    return services.blends.resolve(_weights(body.blend))
+    return services.blends.resolve(_weights(body.blend), caller.tenant)
 
 
 def _weights(items: Sequence[BlendItem]) -> list[tuple[str, float]]:

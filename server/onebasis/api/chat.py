@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from onebasis.api.auth import GENERATE, TOKENS_LEFT, CallerDep
 from onebasis.api.blends import select_task
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.generation import ChoiceDelta, Plan, plan_generation
@@ -13,16 +14,17 @@ from onebasis.api.schemas import ChatBody
 from onebasis.api.serving import answer
 from onebasis.api.tool_parser import FoundCall, ToolCallStream, ToolDelta
 from onebasis.api.tool_use import ToolUse, chat_grammar, encode_chat, tool_use
+from onebasis.identity.caller import Caller
 from onebasis.model.text import ModelText
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], dependencies=[GENERATE, TOKENS_LEFT])
 
 
 @router.post("/v1/chat/completions", summary="Answer a chat")
-async def chat(request: Request, body: ChatBody, services: ServicesDep) -> Response:
+async def chat(request: Request, body: ChatBody, services: ServicesDep, caller: CallerDep) -> Response:
     """OpenAI's chat completions; `model` chooses the task. The model's own chat template makes the prompt."""
     tools = tool_use(body, services.tool_format)
-    plan = await run_in_threadpool(_plan, body, tools, services)
+    plan = await run_in_threadpool(_plan, body, tools, services, caller)
     return await answer(
         request,
         services,
@@ -34,8 +36,8 @@ async def chat(request: Request, body: ChatBody, services: ServicesDep) -> Respo
     )
 
 
-def _plan(body: ChatBody, tools: ToolUse | None, services: Services) -> Plan:
-    task = select_task(body, services)
+def _plan(body: ChatBody, tools: ToolUse | None, services: Services, caller: Caller) -> Plan:
+    task = select_task(body, services, caller)
     prompt = encode_chat(body.messages, tools, services.text)
     wanted = chat_grammar(body, tools, services.text)
     return plan_generation(
@@ -50,6 +52,7 @@ def _plan(body: ChatBody, tools: ToolUse | None, services: Services) -> Plan:
         n_logprobs=body.n_logprobs,
         constraint=None if wanted is None else services.constraint(*wanted),
         skip_special_tokens=tools is None or tools.format.marker not in services.text.special_tokens,
+        caller=caller,
     )
 
 

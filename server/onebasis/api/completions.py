@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from onebasis.api.auth import GENERATE, TOKENS_LEFT, CallerDep
 from onebasis.api.blends import select_task
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.generation import ChoiceDelta, Plan, plan_generation
@@ -14,18 +15,19 @@ from onebasis.api.schemas import CompletionBody
 from onebasis.api.serving import answer
 from onebasis.api.structured import answer_grammar
 from onebasis.core.request import TokenLogprobs
+from onebasis.identity.caller import Caller
 from onebasis.model.text import ModelText
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], dependencies=[GENERATE, TOKENS_LEFT])
 
 _Entry = tuple[int, TokenLogprobs | None]
 """A token and its log-probabilities; a prompt's first token has none."""
 
 
 @router.post("/v1/completions", summary="Continue a prompt")
-async def complete(request: Request, body: CompletionBody, services: ServicesDep) -> Response:
+async def complete(request: Request, body: CompletionBody, services: ServicesDep, caller: CallerDep) -> Response:
     """OpenAI's completions; `model` chooses the task. Prompts: text, token ids, or a list of either."""
-    plan = await run_in_threadpool(_plan, body, services)
+    plan = await run_in_threadpool(_plan, body, services, caller)
     return await answer(
         request,
         services,
@@ -36,8 +38,8 @@ async def complete(request: Request, body: CompletionBody, services: ServicesDep
     )
 
 
-def _plan(body: CompletionBody, services: Services) -> Plan:
-    task = select_task(body, services)
+def _plan(body: CompletionBody, services: Services, caller: Caller) -> Plan:
+    task = select_task(body, services, caller)
     prompts = [services.text.encode(p) if isinstance(p, str) else tuple(p) for p in body.prompts()]
     wanted = answer_grammar(body.response_format, body.structured_outputs)
     ranks = body.n_sampled > body.n
@@ -54,6 +56,7 @@ def _plan(body: CompletionBody, services: Services) -> Plan:
         n_logprobs=0 if ranks and body.logprobs is None else body.logprobs,
         n_prompt_logprobs=body.logprobs if body.echo else None,
         constraint=None if wanted is None else services.constraint(*wanted),
+        caller=caller,
     )
 
 

@@ -16,9 +16,36 @@ from onebasis.core.ids import Digest
 from onebasis.core.request import TokenConstraint
 from onebasis.engine.constraint import GrammarCompiler
 from onebasis.engine.interface import Engine
+from onebasis.identity.audit import AuditLog
+from onebasis.identity.authenticator import Authenticator
+from onebasis.identity.key_store import KeyStore
+from onebasis.identity.quota_store import QuotaStore
+from onebasis.identity.rates import RateLimits
 from onebasis.model.text import ModelText
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.traces import Traces
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who calls and how much they may use, and where that is changed."""
+
+    authenticator: Authenticator
+    keys: KeyStore
+    quotas: QuotaStore
+    audit: AuditLog
+    rates: RateLimits
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """What requests may look like before any route sees them; meanings as in ServeConfig."""
+
+    max_body_bytes: int
+    max_json_bytes: int
+    max_header_bytes: int
+    cors_origin: tuple[str, ...]
+    protect_metrics: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +66,8 @@ class Services:
     base_name: str
     started_at: int
     fingerprint: str
-    max_body_bytes: int
+    identity: Identity
+    edge: EdgeLimits
     lora_root: Path | None
     drain: Drain
     traces: Traces | None

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from onebasis.core import errors
+from onebasis.identity import errors as identity_errors
 
 CLIENT_CLOSED_REQUEST: Final = 499  # nginx's word for it; nobody is there to read it
 
@@ -27,10 +28,15 @@ STATUSES: Final[Mapping[type[errors.ServeError], int]] = MappingProxyType(
         errors.MethodNotAllowed: 405,
         errors.PreconditionFailed: 412,
         errors.BodyTooLarge: 413,
+        errors.HeadersTooLarge: 431,
         errors.CapacityError: 503,
         errors.QueueFull: 429,
         errors.TenantQueueFull: 429,
         errors.DeadlineExceeded: 504,
+        identity_errors.InvalidApiKey: 401,
+        identity_errors.PermissionDenied: 403,
+        identity_errors.KeyNotFound: 404,
+        identity_errors.QuotaExceeded: 429,
     }
 )
 """Status of each class; a class that is not listed has its nearest listed ancestor's."""
@@ -73,6 +79,8 @@ def error_response(error: Exception, headers: Mapping[str, str] | None = None) -
         all_headers["X-Should-Retry"] = "false"  # OpenAI's SDK would send it again, at once, for each 5xx
     if isinstance(error, errors.BodyTooLarge | errors.Draining):
         all_headers["Connection"] = "close"  # the rest of a body is not read; a client of a draining server moves on
+    if isinstance(error, identity_errors.InvalidApiKey):
+        all_headers["WWW-Authenticate"] = 'Bearer realm="onebasis"' + (', error="invalid_token"' if error.given else "")
     status = status_of(error) if isinstance(error, errors.ServeError) else 500
     return JSONResponse(envelope(error), status_code=status, headers=all_headers)
 
@@ -131,8 +139,12 @@ def _from_http(request: Request, error: HTTPException) -> errors.ServeError:
 
 def _type_of(error: errors.ServeError) -> str:
     """OpenAI's coarse kind of error."""
-    if isinstance(error, errors.QueueFull | errors.TenantQueueFull):
+    if isinstance(error, errors.QueueFull | errors.TenantQueueFull | identity_errors.QuotaExceeded):
         return "rate_limit_error"
+    if isinstance(error, identity_errors.InvalidApiKey):
+        return "authentication_error"
+    if isinstance(error, identity_errors.PermissionDenied):
+        return "permission_error"
     if isinstance(error, errors.RequestError):
         return "invalid_request_error"
     return "server_error"

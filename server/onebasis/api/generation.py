@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -22,6 +22,7 @@ from onebasis.core.request import (
 )
 from onebasis.engine.interface import Engine, EngineLimits
 from onebasis.engine.text import TextStream
+from onebasis.identity.caller import Caller
 from onebasis.model.text import ModelText
 from onebasis.telemetry.request_context import request_fields
 
@@ -64,6 +65,7 @@ class Plan:
     skip_special_tokens: bool
     priority: int
     deadline_s: float | None  # time.monotonic()
+    caller: Caller
 
     @property
     def n_prompt_tokens(self) -> int:
@@ -80,6 +82,7 @@ def plan_generation(
     task: ResolvedTask | None,
     text: ModelText,
     limits: EngineLimits,
+    caller: Caller,
     n_sampled: int | None = None,
     n_logprobs: int | None = None,
     n_prompt_logprobs: int | None = None,
@@ -127,15 +130,21 @@ def plan_generation(
         skip_special_tokens=skip_special_tokens,
         priority=body.priority,
         deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
+        caller=caller,
     )
 
 
 class Generation:
     """The running sequences of one plan, between `start` and `close`. Event loop only."""
 
-    def __init__(self, plan: Plan, engine: Engine, text: ModelText) -> None:
+    def __init__(self, plan: Plan, engine: Engine, text: ModelText, charge: Callable[[int], None]) -> None:
+        """
+        Args:
+            charge: is told of the prompt's tokens once they are submitted, of the answer's when it is closed.
+        """
         self._plan = plan
         self._engine = engine
+        self._charge = charge
         self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
         self._open: dict[str, int] = {}  # request id -> index of the choice
         n_choices = len(plan.prompts) * plan.n
@@ -144,6 +153,7 @@ class Generation:
         ]
         self._n_cached: dict[int, int] = {}  # number of the prompt -> tokens of it that were not computed again
         self.n_completion_tokens = 0
+        self._n_charged = 0
 
     @property
     def n_cached_tokens(self) -> int:
@@ -176,9 +186,11 @@ class Generation:
                     priority=self._plan.priority,
                     deadline_s=self._plan.deadline_s,
                     traceparent=request_fields().get("traceparent"),
+                    tenant=self._plan.caller.share,
                 )
             )
         self._engine.submit(requests)
+        self._charge(self._plan.n_prompt_tokens)
         self._open = {request.request_id: index for index, request in enumerate(requests)}
         return self
 
@@ -186,6 +198,8 @@ class Generation:
         """Abort whatever has not ended. Call it however the request ends; it may be called again."""
         for request_id in self._open:
             self._engine.abort(request_id)
+        self._charge(self.n_completion_tokens - self._n_charged)
+        self._n_charged = self.n_completion_tokens
 
     async def deltas(self) -> AsyncIterator[ChoiceDelta]:
         """One delta per token as it comes, until every choice has its finish reason.

@@ -26,13 +26,24 @@ class HttpServer(uvicorn.Server):
     error of its own, and `run` returns. A second signal cuts at once; then `force_exit` is set.
     """
 
-    def __init__(self, app: FastAPI, drain: Drain, engine: Engine, *, host: str, port: int, drain_s: float) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        drain: Drain,
+        engine: Engine,
+        *,
+        host: str,
+        port: int,
+        drain_s: float,
+        max_header_bytes: int,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 host=host,
                 port=port,
                 http=EnvelopeProtocol,
+                h11_max_incomplete_event_size=max_header_bytes,
                 ws="none",
                 log_config=None,
                 access_log=False,

@@ -12,12 +12,14 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
+from onebasis.api.auth import REGISTER, CallerDep
 from onebasis.api.deps import ServicesDep
 from onebasis.api.json_object import JsonObject
 from onebasis.coefficients.preconditions import ANY, NO_PRECONDITION, Precondition
 from onebasis.core.errors import BodyTooLarge, InvalidParameter, PreconditionFailed, RouteNotFound, TaskAlreadyLoaded
+from onebasis.identity.errors import PermissionDenied
 
-router = APIRouter(tags=["vLLM compatibility"])
+router = APIRouter(tags=["vLLM compatibility"], dependencies=[REGISTER])
 
 _SUFFIX: Final = ".coef.safetensors"
 
@@ -37,23 +39,25 @@ class UnloadBody(JsonObject):
 
 
 @router.post("/v1/load_lora_adapter", summary="Register a file of the server's disk", response_class=PlainTextResponse)
-def load_lora_adapter(body: LoadBody, services: ServicesDep) -> PlainTextResponse:
+def load_lora_adapter(body: LoadBody, services: ServicesDep, caller: CallerDep) -> PlainTextResponse:
     """As an upload of that file: it is stored, and the file is not needed any more."""
     if services.lora_root is None:
         raise RouteNotFound("this server reads no adapters from its disk; see --lora-root")
-    data = _read_under(services.lora_root, body.lora_path, limit_bytes=services.max_body_bytes)
+    if caller.tenant is not None:
+        raise PermissionDenied("the server's files are the operator's; upload with PUT /v1/tasks/{name} instead")
+    data = _read_under(services.lora_root, body.lora_path, limit_bytes=services.edge.max_body_bytes)
     precondition = NO_PRECONDITION if body.load_inplace else Precondition(if_none_match=(ANY,))
     try:
-        services.registry.register(body.lora_name, data, precondition=precondition)
+        services.registry.register(body.lora_name, data, author=caller, precondition=precondition)
     except PreconditionFailed as error:
         raise TaskAlreadyLoaded(body.lora_name) from error
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
 @router.post("/v1/unload_lora_adapter", summary="Delete a task", response_class=PlainTextResponse)
-def unload_lora_adapter(body: UnloadBody, services: ServicesDep) -> PlainTextResponse:
+def unload_lora_adapter(body: UnloadBody, services: ServicesDep, caller: CallerDep) -> PlainTextResponse:
     """As DELETE /v1/tasks/{name}."""
-    services.registry.delete(body.lora_name)
+    services.registry.delete(body.lora_name, author=caller)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 

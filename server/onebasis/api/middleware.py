@@ -10,7 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onebasis.api.errors import error_response
-from onebasis.core.errors import BodyTooLarge
+from onebasis.core.errors import BodyTooLarge, HeadersTooLarge
+from onebasis.identity.caller import Caller
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.request_context import note, request_context
 from onebasis.telemetry.traces import Traces
@@ -24,19 +25,25 @@ _LOGGED_HEADERS: Final = MappingProxyType(
 
 
 class BodyLimit:
-    """Refuses bodies over the cap: at once by Content-Length, else when the counted bytes pass it."""
+    """Refuses bodies over the cap: at once by Content-Length, else when the counted bytes pass it.
 
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+    Uploads have a cap of their own: JSON takes more memory than its bytes, and nobody sends much of it on purpose.
+    """
+
+    def __init__(self, app: ASGIApp, *, upload_bytes: int, json_bytes: int) -> None:
         self._app = app
-        self._limit_bytes = limit_bytes
+        self._upload_bytes = upload_bytes
+        self._json_bytes = min(upload_bytes, json_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        is_upload = scope["method"] == "PUT" and scope["path"].startswith("/v1/tasks/")
+        limit_bytes = self._upload_bytes if is_upload else self._json_bytes
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdigit() and int(declared) > self._limit_bytes:
-            error = BodyTooLarge(limit_bytes=self._limit_bytes, declared_bytes=int(declared))
+        if declared.isdigit() and int(declared) > limit_bytes:
+            error = BodyTooLarge(limit_bytes=limit_bytes, declared_bytes=int(declared))
             await error_response(error)(scope, receive, send)
             return
         n_bytes = 0
@@ -45,11 +52,30 @@ class BodyLimit:
             nonlocal n_bytes
             message = await receive()
             n_bytes += len(message.get("body", b""))
-            if n_bytes > self._limit_bytes:
-                raise BodyTooLarge(limit_bytes=self._limit_bytes)
+            if n_bytes > limit_bytes:
+                raise BodyTooLarge(limit_bytes=limit_bytes)
             return message
 
         await self._app(scope, counted, send)
+
+
+class HeaderLimit:
+    """Refuses headers over the cap. How much is read before that is h11's `max_incomplete_event_size`, set in the cli.
+
+    Each field counts for 32 bytes more than its text, as in HTTP/2, so that their number is bounded too.
+    """
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found_bytes = sum(len(name) + len(value) + 32 for name, value in scope.get("headers", ()))
+        if scope["type"] == "http" and found_bytes > self._limit_bytes:
+            error = HeadersTooLarge(limit_bytes=self._limit_bytes, found_bytes=found_bytes)
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class Observed:
@@ -74,6 +100,8 @@ class Observed:
             await self._observe(request_id, scope, receive, send)
 
     async def _observe(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         started_s = time.monotonic()
         status: int | None = None
 
@@ -98,7 +126,7 @@ class Observed:
                 scope["method"],
                 scope["path"],
                 status or 500,
-                extra={"duration_s": round(time.monotonic() - started_s, 4)},
+                extra={"duration_s": round(time.monotonic() - started_s, 4), **_shown(state.get("caller"))},
             )
 
 
@@ -139,6 +167,10 @@ def _route(scope: Scope) -> str:
     """The pattern that matched: few values, whatever clients send."""
     route: str = getattr(scope.get("route"), "path", "other")
     return route
+
+
+def _shown(caller: Caller | None) -> dict[str, str | None]:
+    return {} if caller is None or caller.key_id is None else {"key_id": caller.key_id, "tenant": caller.tenant}
 
 
 def _method(found: str) -> str:

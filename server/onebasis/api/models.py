@@ -4,21 +4,22 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from onebasis.api.auth import ANY_KEY, CallerDep
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.coefficients.catalog import RegisteredTask
 from onebasis.core.errors import ModelNotFound, TaskNotFound
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[ANY_KEY])
 _PAGE = 1000
 
 
 @router.get("/v1/models", summary="List what `model` may name")
-def list_models(services: ServicesDep) -> dict[str, Any]:
+def list_models(services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """The base first, then the tasks that can serve, by name."""
     cards = [_base_card(services)]
     after: str | None = None
     while True:
-        page = services.registry.page(_PAGE, after)
+        page = services.registry.page(_PAGE, after, tenant=caller.tenant)
         cards += [_task_card(task, services) for task in page.tasks if task.state == "ready"]
         if not page.has_more or not page.tasks:
             return {"object": "list", "data": cards}
@@ -26,12 +27,12 @@ def list_models(services: ServicesDep) -> dict[str, Any]:
 
 
 @router.get("/v1/models/{name:path}", summary="One model card")
-def show_model(name: str, services: ServicesDep) -> dict[str, Any]:
+def show_model(name: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """The card of the base or of a task."""
     if name == services.base_name:
         return _base_card(services)
     try:
-        return _task_card(services.registry.get(name), services)
+        return _task_card(services.registry.get(name, caller.tenant), services)
     except TaskNotFound as error:
         raise ModelNotFound(name) from error
 

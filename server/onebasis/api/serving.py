@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from fastapi import Request, Response
@@ -109,7 +110,9 @@ async def answer(
     note(generation=plan.id)
     if plan.task is not None:
         note(task=plan.task.name, digest=plan.task.coefficients.digest)
-    generation = Generation(plan, services.engine, services.text).start()
+    note(tenant=plan.caller.tenant)
+    charge = partial(services.identity.rates.charge_tokens, plan.caller.tenant)
+    generation = Generation(plan, services.engine, services.text, charge).start()
     _log.info("generate", extra={"n_prompt_tokens": plan.n_prompt_tokens, "user": body.user})
     if body.stream:
         options = body.stream_options or StreamOptions()

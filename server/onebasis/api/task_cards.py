@@ -28,6 +28,7 @@ def task_card(task: RegisteredTask, services: Services) -> dict[str, Any]:
         "reason": task.reason,
         "provenance": task.provenance,
         "metadata": task.version.metadata,
+        "tenant": task.version.owner or None,
     }
 
 

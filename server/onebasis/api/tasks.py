@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from onebasis.api.auth import ANY_KEY, REGISTER, CallerDep
 from onebasis.api.conditions import (
     ContentDigest,
     IfMatch,
@@ -24,7 +25,7 @@ from onebasis.coefficients.registry import Registration
 from onebasis.core.errors import ServeError
 from onebasis.core.ids import parse_digest
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], dependencies=[ANY_KEY])
 
 ContentOf = Annotated[str | None, Query(description="`sha256:<hex>` of an older version; by default the current one")]
 
@@ -33,6 +34,7 @@ ContentOf = Annotated[str | None, Query(description="`sha256:<hex>` of an older 
     "/v1/tasks/{name}",
     summary="Register a coefficient file under a name",
     status_code=201,
+    dependencies=[REGISTER],
     responses={200: {"description": "The task stands at these bytes already"}},
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
 )
@@ -40,6 +42,7 @@ async def put_task(
     name: str,
     request: Request,
     services: ServicesDep,
+    caller: CallerDep,
     content_digest: ContentDigest = None,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
@@ -60,6 +63,7 @@ async def put_task(
             services.registry.register,
             name,
             data,
+            author=caller,
             precondition=demanded,
             declared_digest=declared,
             metadata=noted,
@@ -74,11 +78,12 @@ async def put_task(
 @router.get("/v1/tasks", summary="List tasks by name")
 def list_tasks(
     services: ServicesDep,
+    caller: CallerDep,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[str | None, Query(description="the last name of the page before")] = None,
 ) -> dict[str, Any]:
-    """One page of the registry."""
-    page = services.registry.page(limit, after)
+    """One page of the tasks that the caller can name."""
+    page = services.registry.page(limit, after, caller.tenant)
     return {
         "object": "list",
         "data": [task_card(task, services) for task in page.tasks],
@@ -90,9 +95,9 @@ def list_tasks(
 
 @router.get("/v1/tasks/{name}", summary="Show a task", responses={304: {"description": "It stands at that version"}})
 @router.head("/v1/tasks/{name}", include_in_schema=False)
-def show_task(name: str, services: ServicesDep, if_none_match: IfNoneMatch = None) -> Response:
+def show_task(name: str, services: ServicesDep, caller: CallerDep, if_none_match: IfNoneMatch = None) -> Response:
     """The current version; its digest is the ETag."""
-    task = services.registry.get(name)
+    task = services.registry.get(name, caller.tenant)
     unchanged = not_modified(if_none_match, task.digest)
     return unchanged or JSONResponse(task_card(task, services), headers=etag(task.digest))
 
@@ -100,26 +105,35 @@ def show_task(name: str, services: ServicesDep, if_none_match: IfNoneMatch = Non
 @router.get(
     "/v1/tasks/{name}/content",
     summary="Fetch the coefficient file",
+    dependencies=[REGISTER],
     response_class=Response,
     responses={200: {"content": {"application/octet-stream": {}}}, 304: {"description": "The client has it"}},
 )
-@router.head("/v1/tasks/{name}/content", include_in_schema=False)
+@router.head("/v1/tasks/{name}/content", include_in_schema=False, dependencies=[REGISTER])
 def task_content(
-    name: str, services: ServicesDep, digest: ContentOf = None, if_none_match: IfNoneMatch = None
+    name: str,
+    services: ServicesDep,
+    caller: CallerDep,
+    digest: ContentOf = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The exact bytes that were uploaded, of any version that the task has had since it was last deleted."""
-    found = services.registry.get(name).digest if digest is None else parse_digest(digest)
-    data = services.registry.content(name, found)
+    found = services.registry.get(name, caller.tenant).digest if digest is None else parse_digest(digest)
+    data = services.registry.content(name, found, caller.tenant)
     unchanged = not_modified(if_none_match, found)
     return unchanged or Response(data, media_type="application/octet-stream", headers=etag(found))
 
 
-@router.delete("/v1/tasks/{name}", summary="Delete a task")
+@router.delete("/v1/tasks/{name}", summary="Delete a task", dependencies=[REGISTER])
 def delete_task(
-    name: str, services: ServicesDep, if_match: IfMatch = None, if_none_match: IfNoneMatch = None
+    name: str,
+    services: ServicesDep,
+    caller: CallerDep,
+    if_match: IfMatch = None,
+    if_none_match: IfNoneMatch = None,
 ) -> dict[str, Any]:
     """Requests in flight finish on the version that they began with."""
-    services.registry.delete(name, precondition(if_match, if_none_match))
+    services.registry.delete(name, precondition(if_match, if_none_match), author=caller)
     return {"id": name, "object": "task.deleted", "deleted": True}
 
 

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field, model_validator
 
+from onebasis.api.auth import GENERATE
 from onebasis.api.deps import ServicesDep
 from onebasis.api.json_object import JsonObject
 from onebasis.api.schemas import ChatMessage, TokenId
 from onebasis.api.tool_use import encode_chat
 from onebasis.core.errors import InvalidParameter
 
-router = APIRouter(tags=["tokenizer"])
+router = APIRouter(tags=["tokenizer"], dependencies=[GENERATE])
 
 ModelName = Annotated[str, Field(min_length=1, description="checked if it is given; all share one tokenizer")]
 

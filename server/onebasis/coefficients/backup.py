@@ -14,7 +14,7 @@ from typing import Final
 
 from sqlalchemy import Connection, delete, func, insert, select
 
-from onebasis.coefficients.store import FILES, HISTORY, VERSIONS
+from onebasis.coefficients.tables import FILES, HISTORY, VERSIONS
 from onebasis.core.errors import InvalidBackup, InvalidStore, StoreNotEmpty
 from onebasis.core.ids import Digest, digest_of
 from onebasis.storage.database import Database

@@ -49,17 +49,18 @@ class Blends:
         self._lock = Lock()
         self._kept: OrderedDict[Digest, BlendedCoefficients] = OrderedDict()
 
-    def resolve(self, weights: Sequence[tuple[str, float]]) -> ResolvedTask:
+    def resolve(self, weights: Sequence[tuple[str, float]], tenant: str | None = None) -> ResolvedTask:
         """The blend of these tasks as they stand now.
 
         Args:
             weights: of `task` or `task@digest`, finite, at least one.
+            tenant: whose names they are.
 
         Raises:
             ModelNotFound, TaskUnusable, StoreUnavailable: as when the part is asked for alone.
             InvalidParameter: a part is the base, or the sum is too large for float32.
         """
-        found = [(self._part(model), weight) for model, weight in weights]
+        found = [(self._part(model, tenant), weight) for model, weight in weights]
         parts = tuple(BlendPart(task.name, task.coefficients.digest, weight) for task, weight in found)
         digest = blend_digest(parts)
         with self._lock:
@@ -70,9 +71,9 @@ class Blends:
         self._keep(blend)
         return ResolvedTask("+".join(part.task for part in parts), blend, parts)
 
-    def _part(self, model: str) -> ResolvedTask:
+    def _part(self, model: str, tenant: str | None) -> ResolvedTask:
         try:
-            task = self._registry.resolve(model)
+            task = self._registry.resolve(model, tenant)
         except (ModelNotFound, TaskUnusable) as error:
             error.param = "blend"
             raise

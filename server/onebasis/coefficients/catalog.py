@@ -3,12 +3,14 @@
 from bisect import bisect_right, insort
 from collections.abc import Mapping
 from dataclasses import dataclass
+from heapq import merge
+from itertools import groupby
 from typing import Any, Literal
 
 from onebasis.coefficients.library import Binding
 from onebasis.coefficients.store import StoredVersion
 from onebasis.coefficients.validate import BoundCoefficients
-from onebasis.core.ids import Digest
+from onebasis.core.ids import SHARED, Digest, TaskKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,10 @@ class RegisteredTask:
     @property
     def name(self) -> str:
         return self.version.name
+
+    @property
+    def key(self) -> TaskKey:
+        return self.version.key
 
     @property
     def digest(self) -> Digest:
@@ -74,52 +80,65 @@ class TaskPage:
 class Catalog:
     """Readers of any thread take no lock; its owner lets one writer in at a time.
 
-    Invariant: `_names` is the sorted keys of `_tasks`, `_size_bytes` the sum of their files' sizes. Both containers
-    are replaced by a writer that changes many tasks; a reader between two updates may find a name whose task has
-    just gone.
+    Invariant: `_names` is the sorted names of `_tasks`' keys by owner, `_size_bytes` the sum of their files' sizes.
+    Lists of names are replaced, never changed; a reader between two updates may find a name whose task has just gone.
     """
 
     def __init__(self) -> None:
-        self._tasks: dict[str, RegisteredTask] = {}
-        self._names: list[str] = []
+        self._tasks: dict[TaskKey, RegisteredTask] = {}
+        self._names: dict[str, list[str]] = {}
         self._size_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._tasks)
 
     @property
     def size_bytes(self) -> int:
         return self._size_bytes
 
-    def get(self, name: str) -> RegisteredTask | None:
-        return self._tasks.get(name)
+    def get(self, key: TaskKey) -> RegisteredTask | None:
+        return self._tasks.get(key)
 
-    def page(self, limit: int, after: str | None) -> TaskPage:
-        """Up to `limit` tasks by name, from the first behind `after`."""
-        names = self._names
-        start = 0 if after is None else bisect_right(names, after)
-        found = map(self._tasks.get, names[start : start + limit])
-        return TaskPage(tuple(task for task in found if task is not None), start + limit < len(names))
+    def find(self, name: str, tenant: str | None) -> RegisteredTask | None:
+        """What the name means to a tenant: its own task before a shared one. To the operator: the shared one."""
+        own = None if tenant is None else self._tasks.get(TaskKey(tenant, name))
+        return own or self._tasks.get(TaskKey(SHARED, name))
 
-    def replace_all(self, tasks: Mapping[str, RegisteredTask]) -> None:
+    def page(self, limit: int, after: str | None, tenant: str | None) -> TaskPage:
+        """Up to `limit` tasks that a tenant can name, by name, from the first behind `after`."""
+        some = []
+        for owner in {tenant or SHARED, SHARED}:
+            names = self._names.get(owner, [])
+            start = 0 if after is None else bisect_right(names, after)
+            some.append(names[start : start + limit + 1])
+        names = [name for name, _ in groupby(merge(*some))]
+        found = (self.find(name, tenant) for name in names[:limit])
+        return TaskPage(tuple(task for task in found if task is not None), len(names) > limit)
+
+    def replace_all(self, tasks: Mapping[TaskKey, RegisteredTask]) -> None:
         """Hold these and no others."""
+        names: dict[str, list[str]] = {}
+        for owner, name in sorted(tasks):
+            names.setdefault(owner, []).append(name)
         self._tasks = dict(tasks)
-        self._names = sorted(tasks)
+        self._names = names
         self._size_bytes = sum(task.version.size_bytes for task in tasks.values())
 
-    def set(self, name: str, task: RegisteredTask | None) -> None:
+    def set(self, key: TaskKey, task: RegisteredTask | None) -> None:
         """One task's new version; None takes it away."""
-        before = self._tasks.get(name)
+        before = self._tasks.get(key)
         if before is not None:
             self._size_bytes -= before.version.size_bytes
         if task is not None:
             self._size_bytes += task.version.size_bytes
-            self._tasks[name] = task
+            self._tasks[key] = task
         if (task is None) != (before is None):
-            names = self._names.copy()
+            names = self._names.get(key.owner, []).copy()
             if task is None:
-                names.remove(name)
-                del self._tasks[name]
+                names.remove(key.name)
+                del self._tasks[key]
             else:
-                insort(names, name)
-            self._names = names
+                insort(names, key.name)
+            self._names[key.owner] = names
+            if not names:
+                del self._names[key.owner]

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -28,8 +29,11 @@ from onebasis.core.errors import (
     TaskUnusable,
     VersionNotFound,
 )
-from onebasis.core.ids import Digest, digest_of, parse_digest, parse_task_name
+from onebasis.core.ids import Digest, TaskKey, digest_of, parse_digest, parse_task_name
 from onebasis.core.request import ResolvedTask
+from onebasis.identity.audit import Action
+from onebasis.identity.caller import OPERATOR, Caller
+from onebasis.identity.errors import PermissionDenied
 from onebasis.telemetry.reports import RegistrySnapshot
 
 _LOG: Final = logging.getLogger(__name__)
@@ -107,18 +111,22 @@ class TaskRegistry:
         name: str,
         data: bytes,
         *,
+        author: Caller = OPERATOR,
         precondition: Precondition = NO_PRECONDITION,
         declared_digest: Digest | None = None,
         metadata: Mapping[str, str] | None = None,
+        action: Action = Action.TASK_PUT,
     ) -> Registration:
         """Make `data` the current version of `name`. On return it serves and survives kill -9.
 
         Args:
+            author: whose task it is, and whose quota it uses. The operator's tasks are shared with all.
+            action: what the audit log calls it.
             metadata: of the new version; None: whatever it has if the task stands at these bytes already.
 
         Raises:
             InvalidTaskName, ReservedTaskName, NoBasis, DigestMismatch, CoefficientError: the store was not touched.
-            PreconditionFailed, StoreUnavailable: nothing was stored.
+            PreconditionFailed, QuotaExceeded, StoreUnavailable: nothing was stored.
         """
         if parse_task_name(name) == self._base_name:
             raise ReservedTaskName(name)
@@ -127,63 +135,92 @@ class TaskRegistry:
             raise DigestMismatch(declared=declared_digest, found=digest)
         coefficients = self._library.bind_upload(data)
         written = self._store.put(
-            name, data, digest, now=int(self._clock()), precondition=precondition, metadata=metadata
+            name,
+            data,
+            digest,
+            author=author,
+            now=int(self._clock()),
+            precondition=precondition,
+            metadata=metadata,
+            action=action,
         )
         return self._registration(written, Binding(coefficients.file, coefficients, reason=None))
 
-    def roll_back(self, name: str, digest: Digest, precondition: Precondition = NO_PRECONDITION) -> Registration:
+    def roll_back(
+        self, name: str, digest: Digest, precondition: Precondition = NO_PRECONDITION, *, author: Caller = OPERATOR
+    ) -> Registration:
         """Make an older version of a task the current one, by one more version.
 
         Raises:
             TaskNotFound, VersionNotFound, TaskUnusable, PreconditionFailed, StoreUnavailable: nothing has changed.
+            PermissionDenied: a tenant can't change a shared task.
         """
         self._check_spelling(name)
-        if digest not in self._store.digests(name):
-            raise TaskNotFound(name) if self._find(name) is None else VersionNotFound(name, digest)
+        if digest not in self._store.digests(name, author.owner):
+            self._check_owned(name, author)
+            raise VersionNotFound(name, digest)
         coefficients = self._usable(name, digest)
-        written = self._store.point(name, digest, now=int(self._clock()), precondition=precondition)
+        written = self._store.point(name, digest, author=author, now=int(self._clock()), precondition=precondition)
         return self._registration(written, Binding(coefficients.file, coefficients, reason=None))
 
-    def delete(self, name: str, precondition: Precondition = NO_PRECONDITION) -> StoredVersion:
+    def delete(
+        self, name: str, precondition: Precondition = NO_PRECONDITION, *, author: Caller = OPERATOR
+    ) -> StoredVersion:
         """Take a task away; what is in flight finishes. Returns the version that it had.
 
         Raises:
             TaskNotFound, PreconditionFailed, StoreUnavailable: nothing has changed.
+            PermissionDenied: a tenant can't delete a shared task.
         """
         self._check_spelling(name)
-        version = self._store.delete(name, now=int(self._clock()), precondition=precondition)
+        try:
+            version = self._store.delete(name, author=author, now=int(self._clock()), precondition=precondition)
+        except TaskNotFound:
+            self._check_owned(name, author)
+            raise
         self.follow()
         return version
 
-    def get(self, name: str) -> RegisteredTask:
-        """The current version. Raises TaskNotFound; StoreUnavailable if the memory can't tell."""
-        task = self._find(name)
+    def get(self, name: str, tenant: str | None = None) -> RegisteredTask:
+        """The current version of what the name means to a tenant, or to the operator.
+
+        Raises:
+            TaskNotFound, also of another tenant's task; StoreUnavailable if the memory can't tell.
+        """
+        task = self._find(name, tenant)
         if task is None:
             raise TaskNotFound(name)
         return task
 
-    def page(self, limit: int, after: str | None = None) -> TaskPage:
-        """Up to `limit` tasks by name, from the first behind `after`."""
-        return self._catalog.page(limit, after)
+    def page(self, limit: int, after: str | None = None, tenant: str | None = None) -> TaskPage:
+        """Up to `limit` tasks that a tenant can name, by name, from the first behind `after`."""
+        return self._catalog.page(limit, after, tenant)
 
-    def versions(self, name: str, limit: int, before: int | None = None) -> list[StoredVersion]:
+    def versions(
+        self, name: str, limit: int, before: int | None = None, tenant: str | None = None
+    ) -> list[StoredVersion]:
         """Up to `limit` versions, newest first, since the task was last deleted. Raises TaskNotFound."""
         self._check_spelling(name)
+        if tenant is not None:
+            with suppress(TaskNotFound):
+                return self._store.versions(name, limit, before, owner=tenant)
         return self._store.versions(name, limit, before)
 
-    def content(self, name: str, digest: Digest | None = None) -> bytes:
+    def content(self, name: str, digest: Digest | None = None, tenant: str | None = None) -> bytes:
         """The exact bytes of a version, by default the current one.
 
         Raises:
             TaskNotFound, VersionNotFound, StoreUnavailable, StoreDamaged.
         """
-        task = self.get(name)
-        if digest not in (None, task.digest) and digest not in self._store.digests(name):
+        task = self.get(name, tenant)
+        if digest not in (None, task.digest) and digest not in self._store.digests(name, task.key.owner):
             raise VersionNotFound(name, digest or "")
         return self._store.body(digest or task.digest)
 
-    def resolve(self, model: str) -> ResolvedTask | None:
+    def resolve(self, model: str, tenant: str | None = None) -> ResolvedTask | None:
         """What a request's `model` means now: None for the base, a task, or `task@digest` for one of its versions.
+
+        A name means a tenant's own task, or a shared one if it has none of that name.
 
         Reads the store only for a name or version that the memory does not know.
 
@@ -195,7 +232,7 @@ class TaskRegistry:
         if model == self._base_name:
             return None
         name, at, digest = model.partition("@")
-        task = self._find(name)
+        task = self._find(name, tenant)
         if task is None:
             raise ModelNotFound(model)
         if at and digest != task.digest:
@@ -220,12 +257,12 @@ class TaskRegistry:
         changes = self._store.changes(self._mark)
         live = [version for version in changes.tasks.values() if version is not None]
         bindings = self._library.bind_all([version.digest for version in live])
-        tasks = {version.name: self._registered(version, bindings[version.digest]) for version in live}
+        tasks = {version.key: self._registered(version, bindings[version.digest]) for version in live}
         if changes.is_whole:
             self._catalog.replace_all(tasks)
         else:
-            for name in changes.tasks:
-                self._catalog.set(name, tasks.get(name))
+            for key in changes.tasks:
+                self._catalog.set(key, tasks.get(key))
         self._mark = changes.mark
 
     def _registered(self, version: StoredVersion, binding: Binding) -> RegisteredTask:
@@ -239,13 +276,19 @@ class TaskRegistry:
         self.follow()
         return Registration(self._registered(written.version, binding), written.created, written.replaced)
 
-    def _find(self, name: str) -> RegisteredTask | None:
+    def _find(self, name: str, tenant: str | None) -> RegisteredTask | None:
         """A task of the memory or, before it is said to be unknown, of the store."""
-        task = self._catalog.get(name)
+        task = self._catalog.find(name, tenant)
         if task is None and _is_spelt_right(name):
             self._look_again()
-            task = self._catalog.get(name)
+            task = self._catalog.find(name, tenant)
         return task
+
+    def _check_owned(self, name: str, author: Caller) -> None:
+        """Why the author has nothing to change here. Raises TaskNotFound, or PermissionDenied of a shared task."""
+        task = self.get(name, author.tenant)
+        if task.key.owner != author.owner:
+            raise PermissionDenied(f"task {name!r} is shared by all tenants; only a key without a tenant changes it")
 
     def _look_again(self) -> None:
         """Follow for the sake of something unknown; a store that does not answer is not asked by everybody."""
@@ -258,16 +301,16 @@ class TaskRegistry:
             wanted = parse_digest(digest)
         except InvalidDigest as error:
             raise ModelNotFound(model) from error
-        if wanted not in self._history(task.name, task.generation):
+        if wanted not in self._history(task.key, task.generation):
             self._look_again()
-            now = self._catalog.get(task.name)
-            if now is None or wanted not in self._history(now.name, now.generation):
+            now = self._catalog.get(task.key)
+            if now is None or wanted not in self._history(now.key, now.generation):
                 raise ModelNotFound(model)
         return self._usable(model, wanted)
 
-    def _read_history(self, name: str, _generation: int) -> frozenset[Digest]:
+    def _read_history(self, key: TaskKey, _generation: int) -> frozenset[Digest]:
         """The digests that a task has had; what they are is asked anew when the memory has a new generation."""
-        return self._store.digests(name)
+        return self._store.digests(key.name, key.owner)
 
     def _usable(self, shown: str, digest: Digest) -> BoundCoefficients:
         try:

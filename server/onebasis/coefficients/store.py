@@ -8,56 +8,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Column,
-    Connection,
-    ForeignKey,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
 
 from onebasis.coefficients.preconditions import NO_PRECONDITION, Precondition
+from onebasis.coefficients.tables import FILES, HISTORY, VERSIONS
+from onebasis.coefficients.usage import check_stored_quota
 from onebasis.core.errors import StoreDamaged, TaskNotFound, VersionNotFound
-from onebasis.core.ids import Digest
+from onebasis.core.ids import SHARED, Digest, TaskKey
+from onebasis.identity.audit import Action, Change, record
+from onebasis.identity.caller import OPERATOR, Caller
 from onebasis.storage.database import Database
 
-TABLES = MetaData()
-FILES: Final = Table(
-    "coefficient_files",
-    TABLES,
-    Column("digest", String(71), primary_key=True),
-    Column("size_bytes", BigInteger, nullable=False),
-    Column("body", LargeBinary, nullable=False),
-    Column("created_at", BigInteger, nullable=False),
-)
-VERSIONS: Final = Table(
-    "task_versions",
-    TABLES,
-    Column("name", String(128), primary_key=True),
-    Column("generation", Integer, primary_key=True, autoincrement=False),
-    Column("digest", ForeignKey("coefficient_files.digest")),  # NULL: a tombstone
-    Column("created_at", BigInteger, nullable=False),
-    Column("change", BigInteger, nullable=False, unique=True),
-    Column("metadata", JSON, nullable=False),  # of names to texts
-)
-HISTORY: Final = Table("task_history", TABLES, Column("epoch", String(32), primary_key=True))  # one row
 _VERSION_COLUMNS: Final = (*VERSIONS.c, FILES.c.size_bytes)  # the fields of a StoredVersion
 _N_BODIES_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class StoredVersion:
-    """From `change` on, `name` means the file `digest`. `created_at` is a Unix second."""
+    """From `change` on, the owner's `name` means the file `digest`. `created_at` is a Unix second."""
 
+    owner: str
     name: str
     generation: int
     digest: Digest
@@ -65,6 +35,10 @@ class StoredVersion:
     change: int
     metadata: Mapping[str, str]
     size_bytes: int
+
+    @property
+    def key(self) -> TaskKey:
+        return TaskKey(self.owner, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +60,13 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What happened between two marks, by name: the last version, or None if it is a tombstone.
+    """What happened between two marks, by task: the last version, or None if it is a tombstone.
 
     `is_whole`: these are all live tasks there are, not what has changed.
     """
 
     mark: Mark
-    tasks: Mapping[str, StoredVersion | None]
+    tasks: Mapping[TaskKey, StoredVersion | None]
     is_whole: bool
 
 
@@ -109,60 +83,82 @@ class TaskStore:
         digest: Digest,
         *,
         now: int,
+        author: Caller = OPERATOR,
         precondition: Precondition = NO_PRECONDITION,
         metadata: Mapping[str, str] | None = None,
+        action: Action = Action.TASK_PUT,
     ) -> Written:
-        """Make `data` the current version of `name`; on return it is durable.
+        """Make `data` the current version of the author's `name`; on return it is durable.
 
         Nothing is written when `digest` is current already, under this metadata or when none is given. A stored
         file whose bytes are damaged is written anew.
 
         Raises:
             PreconditionFailed: another version is current than the caller demanded; nothing was stored.
+            QuotaExceeded: the author's tenant has too many tasks or bytes; nothing was stored.
         """
+        key = TaskKey(author.owner, name)
         with self._database.writing() as connection:
-            current = _latest(connection, name)
+            current = _latest(connection, key)
             precondition.check(current.digest)
             is_there = _is_stored(connection, digest, data)
             if is_there and current.stands_at(digest, metadata):
-                return Written(_one_version(connection, name, current.generation), created=False, replaced=False)
+                return Written(_one_version(connection, key, current.generation), created=False, replaced=False)
+            check_stored_quota(connection, author, digest, len(data), is_new_task=current.digest is None)
             if is_there is None:
                 row = {"digest": digest, "size_bytes": len(data), "body": data, "created_at": now}
                 connection.execute(insert(FILES).values(row))
             elif not is_there:
                 connection.execute(update(FILES).where(FILES.c.digest == digest).values(body=data))
-            return _append(connection, name, current, digest, metadata or {}, now)
+            written = _append(connection, key, current, digest, metadata or {}, now)
+            record(connection, author, _change(action, written.version), now)
+            return written
 
-    def point(self, name: str, digest: Digest, *, now: int, precondition: Precondition = NO_PRECONDITION) -> Written:
-        """Make an older version of `name` the current one, with the metadata that it had.
+    def point(
+        self,
+        name: str,
+        digest: Digest,
+        *,
+        now: int,
+        author: Caller = OPERATOR,
+        precondition: Precondition = NO_PRECONDITION,
+    ) -> Written:
+        """Make an older version of the author's `name` the current one, with the metadata that it had.
 
         Raises:
             TaskNotFound, VersionNotFound, PreconditionFailed: nothing was stored.
         """
+        key = TaskKey(author.owner, name)
         with self._database.writing() as connection:
-            current = _latest(connection, name)
+            current = _latest(connection, key)
             if current.digest is None:
                 raise TaskNotFound(name)
             precondition.check(current.digest)
-            since = _first_generation(connection, name)
-            found = (VERSIONS.c.name == name) & (VERSIONS.c.digest == digest) & (VERSIONS.c.generation >= since)
+            since = _first_generation(connection, key)
+            found = _is_of(key) & (VERSIONS.c.digest == digest) & (VERSIONS.c.generation >= since)
             generation = connection.execute(select(func.max(VERSIONS.c.generation)).where(found)).scalar_one()
             if generation is None:
                 raise VersionNotFound(name, digest)
-            version = _one_version(connection, name, generation)
+            version = _one_version(connection, key, generation)
             if generation == current.generation:
                 return Written(version, created=False, replaced=False)
-            return _append(connection, name, current, digest, version.metadata, now)
+            written = _append(connection, key, current, digest, version.metadata, now)
+            record(connection, author, _change(Action.TASK_ROLLBACK, written.version), now)
+            return written
 
-    def delete(self, name: str, *, now: int, precondition: Precondition = NO_PRECONDITION) -> StoredVersion:
+    def delete(
+        self, name: str, *, now: int, author: Caller = OPERATOR, precondition: Precondition = NO_PRECONDITION
+    ) -> StoredVersion:
         """Append a tombstone. Returns the version that was current. Raises TaskNotFound, PreconditionFailed."""
+        key = TaskKey(author.owner, name)
         with self._database.writing() as connection:
-            current = _latest(connection, name)
+            current = _latest(connection, key)
             if current.digest is None:
                 raise TaskNotFound(name)
             precondition.check(current.digest)
-            version = _one_version(connection, name, current.generation)
-            _insert(connection, name, current.generation + 1, None, {}, now)
+            version = _one_version(connection, key, current.generation)
+            _insert(connection, key, current.generation + 1, None, {}, now)
+            record(connection, author, _change(Action.TASK_DELETE, version), now)
             return version
 
     def changes(self, since: Mark | None) -> Changes:
@@ -175,7 +171,9 @@ class TaskStore:
             new = select(*_VERSION_COLUMNS).join(FILES, isouter=True).where(VERSIONS.c.change > since.change)
             rows = connection.execute(new.order_by(VERSIONS.c.change)).mappings().all()
         last = rows[-1]["change"] if rows else since.change
-        tasks = {row["name"]: StoredVersion(**row) if row["digest"] is not None else None for row in rows}
+        tasks = {
+            TaskKey(row["owner"], row["name"]): None if row["digest"] is None else StoredVersion(**row) for row in rows
+        }
         return Changes(Mark(epoch, last), tasks, is_whole=False)
 
     def body(self, digest: Digest) -> bytes:
@@ -202,25 +200,27 @@ class TaskStore:
         for digest in digests:
             yield from self.bodies([digest])
 
-    def versions(self, name: str, limit: int, before: int | None = None) -> list[StoredVersion]:
+    def versions(self, name: str, limit: int, before: int | None = None, owner: str = SHARED) -> list[StoredVersion]:
         """Up to `limit` versions of a task, newest first, of generations below `before`.
 
         Those that are older than a delete are not told. Raises TaskNotFound.
         """
+        key = TaskKey(owner, name)
         with self._database.reading() as connection:
-            if _latest(connection, name).digest is None:
+            if _latest(connection, key).digest is None:
                 raise TaskNotFound(name)
-            found = (VERSIONS.c.name == name) & (VERSIONS.c.generation >= _first_generation(connection, name))
+            found = _is_of(key) & (VERSIONS.c.generation >= _first_generation(connection, key))
             if before is not None:
                 found &= VERSIONS.c.generation < before
             asked = select(*_VERSION_COLUMNS).join(FILES).where(found)
             rows = connection.execute(asked.order_by(VERSIONS.c.generation.desc()).limit(limit)).mappings().all()
             return [StoredVersion(**row) for row in rows]
 
-    def digests(self, name: str) -> frozenset[Digest]:
+    def digests(self, name: str, owner: str = SHARED) -> frozenset[Digest]:
         """All files that the task has had since it was last deleted; none if there is no such task."""
+        key = TaskKey(owner, name)
         with self._database.reading() as connection:
-            found = (VERSIONS.c.name == name) & (VERSIONS.c.generation >= _first_generation(connection, name))
+            found = _is_of(key) & (VERSIONS.c.generation >= _first_generation(connection, key))
             return frozenset(connection.execute(select(VERSIONS.c.digest).distinct().where(found)).scalars())
 
 
@@ -242,44 +242,53 @@ def _is_stored(connection: Connection, digest: Digest, data: bytes) -> bool | No
     return None if row is None else bytes(row.body) == data
 
 
-def _latest(connection: Connection, name: str) -> _Latest:
-    found = select(VERSIONS.c.generation, VERSIONS.c.digest, VERSIONS.c.metadata).where(VERSIONS.c.name == name)
+def _is_of(key: TaskKey) -> ColumnElement[bool]:
+    return (VERSIONS.c.owner == key.owner) & (VERSIONS.c.name == key.name)
+
+
+def _change(action: Action, version: StoredVersion) -> Change:
+    return Change(action, version.name, version.digest, version.generation)
+
+
+def _latest(connection: Connection, key: TaskKey) -> _Latest:
+    found = select(VERSIONS.c.generation, VERSIONS.c.digest, VERSIONS.c.metadata).where(_is_of(key))
     row = connection.execute(found.order_by(VERSIONS.c.generation.desc()).limit(1)).first()
     return _Latest(0, None, {}) if row is None else _Latest(*row)
 
 
-def _live(connection: Connection) -> dict[str, StoredVersion]:
-    last = select(VERSIONS.c.name, func.max(VERSIONS.c.generation).label("generation")).group_by(VERSIONS.c.name)
-    latest = last.subquery()
-    is_latest = (VERSIONS.c.name == latest.c.name) & (VERSIONS.c.generation == latest.c.generation)
+def _live(connection: Connection) -> dict[TaskKey, StoredVersion]:
+    key = (VERSIONS.c.owner, VERSIONS.c.name)
+    latest = select(*key, func.max(VERSIONS.c.generation).label("generation")).group_by(*key).subquery()
+    is_latest = and_(*(VERSIONS.c[column.name] == column for column in latest.c))
     found = select(*_VERSION_COLUMNS).join(latest, is_latest).join(FILES)
-    return {row["name"]: StoredVersion(**row) for row in connection.execute(found).mappings()}
+    versions = (StoredVersion(**row) for row in connection.execute(found).mappings())
+    return {version.key: version for version in versions}
 
 
-def _first_generation(connection: Connection, name: str) -> int:
+def _first_generation(connection: Connection, key: TaskKey) -> int:
     """The first one that is not older than a delete."""
-    tombstones = (VERSIONS.c.name == name) & VERSIONS.c.digest.is_(None)
+    tombstones = _is_of(key) & VERSIONS.c.digest.is_(None)
     last = connection.execute(select(func.max(VERSIONS.c.generation)).where(tombstones)).scalar_one()
     return (last or 0) + 1
 
 
-def _one_version(connection: Connection, name: str, generation: int) -> StoredVersion:
-    found = (VERSIONS.c.name == name) & (VERSIONS.c.generation == generation)
+def _one_version(connection: Connection, key: TaskKey, generation: int) -> StoredVersion:
+    found = _is_of(key) & (VERSIONS.c.generation == generation)
     row = connection.execute(select(*_VERSION_COLUMNS).join(FILES).where(found)).mappings().one()
     return StoredVersion(**row)
 
 
 def _append(
-    connection: Connection, name: str, current: _Latest, digest: Digest, metadata: Mapping[str, str], now: int
+    connection: Connection, key: TaskKey, current: _Latest, digest: Digest, metadata: Mapping[str, str], now: int
 ) -> Written:
-    _insert(connection, name, current.generation + 1, digest, metadata, now)
-    version = _one_version(connection, name, current.generation + 1)
+    _insert(connection, key, current.generation + 1, digest, metadata, now)
+    version = _one_version(connection, key, current.generation + 1)
     return Written(version, created=True, replaced=current.digest is not None)
 
 
 def _insert(
-    connection: Connection, name: str, generation: int, digest: Digest | None, metadata: Mapping[str, str], now: int
+    connection: Connection, key: TaskKey, generation: int, digest: Digest | None, metadata: Mapping[str, str], now: int
 ) -> None:
     last = connection.execute(select(func.max(VERSIONS.c.change))).scalar_one()
-    row = {"name": name, "generation": generation, "digest": digest, "metadata": dict(metadata)}
+    row = {**key._asdict(), "generation": generation, "digest": digest, "metadata": dict(metadata)}
     connection.execute(insert(VERSIONS).values(row | {"created_at": now, "change": (last or 0) + 1}))

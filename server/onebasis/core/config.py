@@ -3,12 +3,12 @@
 import math
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MIB = 1024 * 1024
-DEFAULT_STORE = "sqlite:///onebasis.db"
+DEFAULT_STORE: Final = "sqlite:///onebasis.db"
 
 ToolParser = Literal["hermes", "llama3_json", "mistral"]
 """How a model family writes calls of tools; the names are vLLM's."""
@@ -38,7 +38,15 @@ class ServeConfig(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     allow_unauthenticated: bool = False
-    """Listen beyond loopback although anybody who can reach the port may then register tasks."""
+    """Listen beyond loopback although anybody who can reach the port may register tasks, until a key is made."""
+    require_auth: bool = False
+    """Ask for a key even if none was ever made."""
+    api_keys_file: Path | None = None
+    """Keys beside those in the store, one a line: <scopes> <key> [<tenant>]; with it a key is always asked for."""
+    protect_metrics: bool = False
+    """Ask for a key on /metrics too, one that belongs to no tenant."""
+    cors_origin: list[str] = []
+    """Web origins whose pages may call this server from a browser; * for all."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     device: str = "cpu"
     kernels: Literal["auto", "native", "torch"] = "auto"
@@ -72,7 +80,21 @@ class ServeConfig(BaseModel):
     arena_mib: int = Field(default=1024, ge=1)
     """Bound of the table of resident tasks, never fewer rows than max_running; memory is taken as it fills."""
     max_body_bytes: int = Field(default=32 * MIB, ge=1)
-    """Bound of every request body, uploads included."""
+    """Bound of every request body; uploads may have this much."""
+    max_json_bytes: int = Field(default=8 * MIB, ge=1)
+    """Bound of a body of JSON, if max_body_bytes is not less."""
+    max_header_bytes: int = Field(default=64 * 1024, ge=1024)
+    """Bound of a request's header fields; each counts for 32 bytes beside its text."""
+    tenant_tasks: int | None = Field(default=None, ge=0)
+    """What a tenant may use that has no quota of its own; by default no limit. Here: tasks it registers."""
+    tenant_bytes: int | None = Field(default=None, ge=0)
+    """The same of stored bytes, in all versions of its tasks."""
+    tenant_requests_per_minute: int | None = Field(default=None, ge=0)
+    """The same of requests, per replica as the next two."""
+    tenant_tokens_per_minute: int | None = Field(default=None, ge=0)
+    """The same of tokens in prompts and answers."""
+    tenant_concurrent_requests: int | None = Field(default=None, ge=0)
+    """The same of requests that run at once."""
     drain_s: int = Field(default=30, ge=0)
     """How long requests may go on after SIGTERM; then they end with an error."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -94,10 +116,14 @@ class ServeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _open_only_on_purpose(self) -> "ServeConfig":
-        if not self.allow_unauthenticated and not _is_loopback(self.host):
+        needs_key = self.require_auth or self.api_keys_file is not None
+        if self.allow_unauthenticated and needs_key:
+            raise ValueError("allow_unauthenticated contradicts require_auth and api_keys_file; drop one")
+        if not (self.allow_unauthenticated or needs_key or _is_loopback(self.host)):
             raise ValueError(
-                f"host {self.host} is reachable from other machines and this server has no authentication yet; "
-                f"bind to 127.0.0.1, or pass --allow-unauthenticated behind a gateway that authenticates"
+                f"host {self.host} is reachable from other machines; pass --require-auth and make keys with "
+                f"'onebasis keys create', or bind to 127.0.0.1, or pass --allow-unauthenticated behind a gateway "
+                f"that authenticates"
             )
         return self
 

@@ -212,7 +212,18 @@ class BodyTooLarge(RequestError):
 
     def __init__(self, *, limit_bytes: int, declared_bytes: int | None = None) -> None:
         found = "more" if declared_bytes is None else f"{declared_bytes} bytes"
-        super().__init__(f"the body may have {limit_bytes} bytes, found {found}; see --max-body-bytes")
+        super().__init__(
+            f"the body may have {limit_bytes} bytes here, found {found}; see --max-body-bytes and --max-json-bytes"
+        )
+
+
+class HeadersTooLarge(RequestError):
+    """The header fields are over the cap."""
+
+    code = "headers_too_large"
+
+    def __init__(self, *, limit_bytes: int, found_bytes: int) -> None:
+        super().__init__(f"the header may have {limit_bytes} bytes, found {found_bytes}; see --max-header-bytes")
 
 
 class NoBasis(RequestError):

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Final, NewType
+from typing import Final, NamedTuple, NewType
 
 from onebasis.core.errors import InvalidDigest, InvalidTaskName
 
@@ -14,6 +14,17 @@ Digest = NewType("Digest", str)
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+SHARED: Final = ""
+"""The owner of tasks that all tenants see."""
+
+
+class TaskKey(NamedTuple):
+    """A task: two tenants may use one name for two tasks. `owner` is a tenant or SHARED."""
+
+    owner: str
+    name: str
 
 
 def digest_of(data: bytes) -> Digest:

@@ -1,1 +1,1 @@
-"""Who may do what: API keys, tenants, quotas and the audit log."""
+"""Who asks, what they may do and how much of it, and a record of what they changed. No torch, no HTTP."""

@@ -1,6 +1,7 @@
 """Logging through the standard library: one line a record, as JSON or for people."""
 
 import logging
+import re
 from datetime import UTC, datetime
 from json import dumps
 from typing import TextIO
@@ -11,13 +12,25 @@ from onebasis.telemetry.request_context import request_fields
 # `taskName` is newer Python's, `color_message` uvicorn's copy of the message with terminal codes.
 _NOT_EXTRA = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"})
 
+_API_KEY = re.compile(r"\bob_[\w-]{20,}")
 
-class JsonFormatter(logging.Formatter):
+
+class _LineFormatter(logging.Formatter):
+    """Makes one line of a record. Nothing of ours logs an API key, but a client may put one where a path belongs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _API_KEY.sub("ob_[hidden]", self.line(record))
+
+    def line(self, record: logging.LogRecord) -> str:
+        raise NotImplementedError
+
+
+class JsonFormatter(_LineFormatter):
     """One JSON object a line: time, level, logger, message, a traceback if there is one, what is known of the request
     that the line belongs to, then `extra`.
     """
 
-    def format(self, record: logging.LogRecord) -> str:
+    def line(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
             "time": _time(record),
             "level": record.levelname,
@@ -29,10 +42,10 @@ class JsonFormatter(logging.Formatter):
         return dumps({**entry, **_extra(record, taken=entry)}, default=str)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(_LineFormatter):
     """The same for people: `time level logger: message key=value`, a traceback on the lines below."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def line(self, record: logging.LogRecord) -> str:
         extra = "".join(f" {key}={dumps(value, default=str)}" for key, value in _extra(record).items())
         line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}{extra}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
