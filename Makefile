@@ -22,6 +22,7 @@ check: $(READY)  ## format, lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy --strict loadtests
+	$(BIN)/mypy --strict clients/python
 	$(BIN)/lint-imports
 
 bench: $(READY)  ## the README's table: bare, 1 task, 12 tasks, at concurrency 1, 8, 32
@@ -40,9 +41,9 @@ format: $(READY)
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "needs Python 3.11 or newer: make PYTHON=python3.11 ..."'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,postgres,otel]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,postgres,otel]' --editable 'clients/python[cli]'
 	@touch $@
