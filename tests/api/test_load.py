@@ -52,7 +52,7 @@ def mixed_requests(n: int) -> list[tuple[bool, str, dict]]:
     rng = random.Random(0)
     requests = []
     for i in range(n):
-        body = {"model": MODELS[i % len(MODELS)], "max_tokens": rng.randint(8, 32), "temperature": 0}
+        body = {"model": MODELS[i % len(MODELS)], "max_tokens": rng.randint(8, 96), "temperature": 0}
         if i % 3 == 1:
             body |= {"temperature": 0.7, "seed": i, "top_p": 0.9}
         if i % 5 == 4:
@@ -62,6 +62,11 @@ def mixed_requests(n: int) -> list[tuple[bool, str, dict]]:
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         requests.append((i % 2 == 0, path, body))
     return requests
+
+
+def n_in_flight(server):
+    state = server.parts.engine.snapshot()
+    return state.n_running + state.n_waiting
 
 
 def answer(server, streamed, path, body):
@@ -77,7 +82,7 @@ def answer(server, streamed, path, body):
     return text, choices[-1]["finish_reason"], chunks[0]["onebasis"]["digest"]
 
 
-def test_60_mixed_requests_at_once_are_answered_as_each_alone(server, start_server, tiny):
+def test_60_mixed_requests_at_once_are_answered_as_each_alone(server, start_server, gate: StepGate, tiny):
     """On a second server whose cache and batch are too small for them, so that they queue and preempt each other."""
     tight = start_server(kv_cache_mib=1, max_running=60)
     for seed, name in enumerate(TASKS):
@@ -85,7 +90,10 @@ def test_60_mixed_requests_at_once_are_answered_as_each_alone(server, start_serv
     requests = mixed_requests(60)
     alone = [answer(server, *request) for request in requests]
     with ThreadPoolExecutor(60) as pool:
-        together = list(pool.map(lambda request: answer(tight, *request), requests))
+        with gate.shut():
+            futures = [pool.submit(answer, tight, *request) for request in requests]
+            wait_until(lambda: n_in_flight(tight) == 60, "they did not all arrive")
+        together = [future.result() for future in futures]
     assert together == alone
     assert len({digest for _, _, digest in together}) == 4
     assert tight.metric("vllm:num_preemptions_total") > 0, "the cache was to be too small"
