@@ -25,7 +25,7 @@ from loadtests.load.plan import Run
 from loadtests.load.session import Session, guarded
 from loadtests.load.settings import Closed, Dialect, Server
 from loadtests.load.stats import RoundResult
-from loadtests.peers.peft import PeftBatch, PeftProcess
+from loadtests.peers.peft_process import PeftBatch, PeftProcess
 
 PRESET = (
     *("--concurrency", "1,8,32", "--rounds", "3", "--warmup", "4", "--prompt-tokens", "64", "--output-tokens", "32"),
