@@ -25,8 +25,8 @@ check: $(READY)  ## format, lint, types, layers
 	$(BIN)/mypy --strict clients/python
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## the README's table: bare, 1 task, 12 tasks, at concurrency 1, 8, 32
-	$(BIN)/python -m loadtests.bench $(ARGS)
+bench: $(READY)  ## the README's table: bare, 1, 32 and 1000 tasks at concurrency 1, 8, 32; others: loadtests/README.md
+	$(BIN)/python -m loadtests.server $(ARGS)
 
 scores: $(READY)  ## every shipped task's score, measured through HTTP, beside the one in its file
 	$(BIN)/onebasis demo score $(ARGS)

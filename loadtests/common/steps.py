@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from loadtests.common.errors import LoadTestError
 from onebasis.coefficients.arena import Arena
@@ -20,14 +21,16 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sequences of one length in one step. Each owns the same number of blocks, one behind the other.
+    """Sequences of one length in one step.
 
     n_seqs: of the step. n_cached: tokens of each that are in the cache. n_new: tokens of each in this step.
+    room: tokens that the blocks of each hold; steps over the same cache have the same room.
     """
 
     n_seqs: int
     n_cached: int
     n_new: int
+    room: int
 
     @property
     def n_tokens(self) -> int:
@@ -35,14 +38,21 @@ class Shape:
 
     @property
     def n_blocks(self) -> int:
-        """Of one sequence."""
-        return -(-(self.n_cached + self.n_new) // BLOCK_SIZE)
+        """Of one sequence; those of the next one lie behind them."""
+        return -(-self.room // BLOCK_SIZE)
 
 
-def make_batch(shape: Shape, slots: Sequence[int], *, n_vocab: int, seed: int) -> ForwardBatch:
-    """Random tokens; the last new one of each sequence is sampled. slots: of the sequences, BASE_SLOT for bare."""
-    generator = torch.Generator().manual_seed(seed)
-    token_ids = torch.randint(n_vocab, (shape.n_tokens,), generator=generator)
+def random_tokens(n_seqs: int, n_tokens: int, *, n_vocab: int, seed: int) -> Tensor:
+    """[n_seqs, n_tokens] int64."""
+    return torch.randint(n_vocab, (n_seqs, n_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def make_batch(shape: Shape, tokens: Tensor, slots: Sequence[int]) -> ForwardBatch:
+    """The last new token of each sequence is sampled.
+
+    Args:
+        tokens: [n_seqs, n_new]. slots: of the sequences' tasks, BASE_SLOT for bare.
+    """
     end = shape.n_cached + shape.n_new
     tables = torch.arange(shape.n_seqs * shape.n_blocks).view(shape.n_seqs, shape.n_blocks)
     positions = torch.arange(shape.n_cached, end).repeat(shape.n_seqs)
@@ -52,7 +62,7 @@ def make_batch(shape: Shape, slots: Sequence[int], *, n_vocab: int, seed: int) -
         PrefillChunk(i * shape.n_new, (i + 1) * shape.n_new, tables[i], end, slots[i]) for i in range(shape.n_seqs)
     )
     return ForwardBatch(
-        token_ids=token_ids,
+        token_ids=tokens.flatten().contiguous(),  # a view may still have the stride of its table
         positions=positions,
         kv_rows=first_row + positions,
         token_slots=None if all(slot == BASE_SLOT for slot in slots) else token_slots,

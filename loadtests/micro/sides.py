@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from loadtests.common.errors import LoadTestError
-from loadtests.common.steps import CPU, Shape, make_batch, native_decoder
+from loadtests.common.steps import CPU, Shape, make_batch, native_decoder, random_tokens
 from loadtests.micro.lora import LoraSite, lora_gather, lora_loop
 from onebasis.coefficients.arena import Arena
 from onebasis.coefficients.basis_file import BasisSpec, SiteSpec
@@ -66,7 +66,7 @@ class Sides:
         self._adapted = _random_model(config)
         self._adapted.load_state_dict(plain.state_dict())
         adapt_model(self._adapted, self._basis, self._arena.site_cores, self._step)
-        n_blocks = n_tokens * Shape(1, _N_CACHED, 1).n_blocks
+        n_blocks = n_tokens * Shape(1, _N_CACHED, 1, room=_N_CACHED + 1).n_blocks
         base = LoadedBase(plain, cast(PreTrainedTokenizerBase, None), "random")
         self._native = native_decoder(base, self._basis, self._arena, n_blocks=n_blocks, max_step_tokens=n_tokens)
 
@@ -77,9 +77,9 @@ class Sides:
             LoadTestError: two ways to the same numbers disagree, so timing them would mean nothing.
         """
         slots = [i % cell.n_tasks for i in range(cell.n_tokens)]
-        shape = Shape(cell.n_tokens, _N_CACHED, 1)
-        bare = make_batch(shape, [BASE_SLOT] * cell.n_tokens, n_vocab=self._n_vocab, seed=seed)
-        mixed = make_batch(shape, slots, n_vocab=self._n_vocab, seed=seed)
+        shape = Shape(cell.n_tokens, _N_CACHED, 1, room=_N_CACHED + 1)
+        tokens = random_tokens(cell.n_tokens, 1, n_vocab=self._n_vocab, seed=seed)
+        bare, mixed = make_batch(shape, tokens, [BASE_SLOT] * cell.n_tokens), make_batch(shape, tokens, slots)
         tasks = torch.tensor(slots)
         inputs = {name: _random(cell.n_tokens, site.weight.shape[1]) for name, site in self._adapters.items()}
         inputs = _shared_inputs(inputs)

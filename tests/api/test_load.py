@@ -52,13 +52,13 @@ def mixed_requests(n: int) -> list[tuple[bool, str, dict]]:
     rng = random.Random(0)
     requests = []
     for i in range(n):
-        body = {"model": MODELS[i % len(MODELS)], "max_tokens": rng.randint(8, 96), "temperature": 0}
+        body = {"model": MODELS[i % len(MODELS)], "max_tokens": rng.randint(40, 96), "temperature": 0}
         if i % 3 == 1:
             body |= {"temperature": 0.7, "seed": i, "top_p": 0.9}
         if i % 5 == 4:
             body |= {"messages": [{"role": "user", "content": "the cat sat " * rng.randint(1, 30)}]}
         else:
-            body |= {"prompt": [rng.randrange(5, N_VOCAB) for _ in range(rng.randint(1, 140))]}
+            body |= {"prompt": [rng.randrange(5, N_VOCAB) for _ in range(rng.randint(1, 60))]}
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         requests.append((i % 2 == 0, path, body))
     return requests

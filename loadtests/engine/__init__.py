@@ -1,0 +1,1 @@
+"""Steps of the whole model without HTTP, beside transformers. Run with `python -m loadtests.engine`."""

@@ -1,0 +1,1 @@
+"""Pictures of the saved results. Run with `python -m loadtests.plots`."""
