@@ -16,6 +16,7 @@ import torch
 
 from onebasis.coefficients.basis_file import SiteSpec
 from onebasis.coefficients.container import RawTensor
+from onebasis.coefficients.expansion import DeviceExpansion
 from onebasis.coefficients.format import parse_coefficients
 from onebasis.coefficients.validate import bind
 from onebasis.core.ids import BASE_SLOT
@@ -178,15 +179,37 @@ def compare_expansion(interpreted, basis, form, k, chosen, dtype):
     numbers = torch.from_numpy(parse_coefficients(data).numbers().copy())
     numbers = numbers.to({"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[dtype])
     stored = RawTensor(dtype, tuple(numbers.shape), numbers.view(torch.uint8).numpy().tobytes())
-    wanted = bind(parse_coefficients(edited(data, tensors={"coefficients": stored})), basis).flat_cores()
+    bound = bind(parse_coefficients(edited(data, tensors={"coefficients": stored})), basis)
+    wanted = bound.flat_cores()
     used = [site.core_shape(k) if names is None or site.name in names else (0, 0) for site in basis.sites]
     plan = plan_expansion(form, [site.core_shape() for site in basis.sites], used, device=CPU)
     table = interpreted(expanded_table, numbers, plan)
     assert table[1].tolist() == wanted.tolist()
     assert table[[0, 2]].isnan().all(), "the rows of other tasks are left alone"
+    (cores,) = interpreted(expanded_as_the_arena_does, [bound])
+    assert cores.tolist() == wanted.tolist()
 
 
 def expanded_table(numbers, plan):
     table = torch.full((3, plan.n_core_numbers), torch.nan)
     expand_(table[1], numbers, plan)
     return table
+
+
+def test_tasks_of_many_layouts_expand_one_after_the_other(interpreted):
+    basis = basis_spec()
+    names = [site.name for site in basis.sites]
+    layouts = [("core", None, None), ("diag", None, None), ("core", 2, None), ("core", None, (names[1],)),
+               ("diag", 2, (names[0], names[2])), ("core", 2, (names[1],)), ("core", None, None)]  # fmt: skip
+    tasks = [
+        bind(parse_coefficients(coefficients(basis, form=form, k=k, sites=sites, seed=seed)), basis)
+        for seed, (form, k, sites) in enumerate(layouts)
+    ]
+    for cores, task in zip(interpreted(expanded_as_the_arena_does, tasks), tasks, strict=True):
+        assert cores.tolist() == task.flat_cores().tolist()
+
+
+def expanded_as_the_arena_does(tasks):
+    """Full cores of tasks of one basis, through one expansion."""
+    expand = DeviceExpansion(tasks[0].basis, CPU)
+    return [expand(task) for task in tasks]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from onebasis.coefficients.basis_file import BasisSpec
+from onebasis.coefficients.expansion import expansion_for
 from onebasis.coefficients.slots import SlotTable
 from onebasis.core.request import TaskCoefficients
 from onebasis.kernels.memory import zeros_on_demand
@@ -24,6 +25,7 @@ class Arena:
         self.n_slots = n_slots
         self.slots = SlotTable(n_slots)
         self.n_copied = 0
+        self._expand = expansion_for(basis, device)
         views: dict[str, Tensor] = {}
         offsets: dict[str, int] = {}
         start = 0
@@ -49,7 +51,7 @@ class Arena:
             NoFreeSlot: every row is pinned. Nothing changed; try again after a release.
         """
         is_there = self.slots.is_resident(coefficients.digest)
-        cores = None if is_there else torch.from_numpy(coefficients.flat_cores())
+        cores = None if is_there else self._expand(coefficients)
         slot = self.slots.acquire(coefficients.digest).slot
         if cores is not None:
             self._rows[slot].copy_(cores)

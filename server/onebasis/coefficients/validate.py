@@ -9,6 +9,7 @@ from onebasis.coefficients.basis_file import BasisSpec, SiteSpec
 from onebasis.coefficients.format import CoefficientFile
 from onebasis.core.errors import UnknownSite, WrongBase, WrongBasis, WrongLength, WrongPrefix
 from onebasis.core.ids import Digest
+from onebasis.core.request import StoredNumbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,13 @@ class BoundCoefficients:
                 taken += count
             start += n_core
         return flat
+
+    @property
+    def stored(self) -> StoredNumbers:
+        """The file's numbers in their own width, and which part of each site's core they fill."""
+        chosen = _chosen_sites(self.file, self.basis)
+        used = tuple(site.core_shape(self.file.k) if site.name in chosen else (0, 0) for site in self.basis.sites)
+        return StoredNumbers(self.file.values, self.file.form, used)
 
 
 def n_coefficients(form: str, site: SiteSpec, k: int | None) -> int:

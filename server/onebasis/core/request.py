@@ -11,6 +11,19 @@ from numpy.typing import NDArray
 from onebasis.core.ids import Digest
 
 
+@dataclass(frozen=True, slots=True)
+class StoredNumbers:
+    """A task's numbers as its file holds them, and where in the cores they go.
+
+    values: [n] float16, float32, or uint16 holding bfloat16. form: how a core follows from them, "core" or "diag".
+    used_shapes: (rows, columns) of each site's core that they fill, in the basis's order; (0, 0) for none of it.
+    """
+
+    values: NDArray[np.generic]
+    form: str
+    used_shapes: tuple[tuple[int, int], ...]
+
+
 class TaskCoefficients(Protocol):
     """One task's numbers, immutable, known by digest. The engine turns them into cores when it needs them."""
 
@@ -19,6 +32,11 @@ class TaskCoefficients(Protocol):
 
     def flat_cores(self) -> NDArray[np.float32]:
         """[n_core_numbers] the cores of all sites, row-major, in the basis's site order."""
+        ...
+
+    @property
+    def stored(self) -> StoredNumbers:
+        """The same before they are expanded, for a device that does it itself."""
         ...
 
 

@@ -1,6 +1,6 @@
 """The core product and the expansion of coefficients as Triton kernels, for a GPU. The two shared GEMMs stay torch's.
 
-The core product is what select.py uses on a GPU; the arena still expands coefficients on the host.
+The core product is what select.py uses on a GPU, the expansion what coefficients/expansion.py does.
 Triton itself is imported on first use, so this module can be imported where it is not installed.
 """
 
@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ class Expansion:
     sites: [n_sites, 6] int64, as `expand_kernel` reads it.
     """
 
-    form: Literal["core", "diag"]
+    is_diag: bool
     n_numbers: int
     n_core_numbers: int
     largest_core: int
@@ -123,7 +123,7 @@ class Expansion:
 
 
 def plan_expansion(
-    form: Literal["core", "diag"],
+    form: str,
     core_sizes: Sequence[tuple[int, int]],
     used_sizes: Sequence[tuple[int, int]],
     *,
@@ -152,7 +152,7 @@ def plan_expansion(
         core_start += k_out * k_in
         first += used_out * used_in if form == "core" else min(used_out, used_in)
     largest = max(k_out * k_in for k_out, k_in in core_sizes)
-    return Expansion(form, first, core_start, largest, torch.tensor(fields, dtype=torch.int64).to(device))
+    return Expansion(form == "diag", first, core_start, largest, torch.tensor(fields, dtype=torch.int64).to(device))
 
 
 def expand_(row: Tensor, numbers: Tensor, expansion: Expansion) -> None:
@@ -180,7 +180,7 @@ def expand_(row: Tensor, numbers: Tensor, expansion: Expansion) -> None:
     block_size = min(_power_of_two(expansion.largest_core), _EXPAND_BLOCK)
     grid = (expansion.sites.shape[0], -(-expansion.largest_core // block_size))
     with torch.cuda.device(row.get_device()):
-        kernel[grid](numbers, expansion.sites, row, is_diag=expansion.form == "diag", block_size=block_size)
+        kernel[grid](numbers, expansion.sites, row, is_diag=expansion.is_diag, block_size=block_size)
 
 
 def _check_mix(z: Tensor, cores: Tensor, single_rows: Tensor, runs: RunTiles | None) -> None:
