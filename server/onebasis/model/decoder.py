@@ -5,8 +5,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from onebasis.model.adapted import StepTasks
-from onebasis.model.attention import ATTENTION_NAME, PagedStep, paged_attention
+from onebasis.model.attention import ATTENTION_NAME, paged_attention
 from onebasis.model.batch import ForwardBatch
+from onebasis.model.flex_attention import attention_for
 from onebasis.model.kv_cache import KVCache
 from onebasis.model.loader import LoadedBase
 
@@ -25,6 +26,7 @@ class Decoder:
         self._model = base.model
         self._cache = cache
         self._step = step
+        self._attention = attention_for(base.model.device, cache.block_size)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
@@ -35,7 +37,7 @@ class Decoder:
             position_ids=batch.positions.unsqueeze(0),
             use_cache=False,
             logits_to_keep=batch.logit_rows,
-            paged_step=PagedStep(batch, self._cache),
+            paged_step=self._attention(batch, self._cache),
         )
         logits: Tensor = output.logits[0]
         return logits
