@@ -45,7 +45,16 @@ class Scene:
     """
 
     def __init__(
-        self, step, *, n_heads=6, n_kv_heads=2, block_size=4, decodes=DECODE_LENGTHS, chunks=CHUNKS, table_width=0
+        self,
+        step,
+        *,
+        n_heads=6,
+        n_kv_heads=2,
+        block_size=4,
+        decodes=DECODE_LENGTHS,
+        chunks=CHUNKS,
+        table_width=0,
+        pads_with_0=True,
     ):
         self._step = step
         self._table_width = table_width
