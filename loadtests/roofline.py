@@ -1,4 +1,4 @@
-"""Bytes and FLOPs of a step, computed from shapes: `python -m loadtests.roofline [FILE]` writes server/docs/roofline.md.
+"""Bytes and FLOPs of a step, from shapes: `python -m loadtests.roofline [FILE]` writes server/docs/roofline.md.
 
 No time is measured or predicted here: which of the two bounds a step depends on a machine that we don't have.
 """

@@ -18,11 +18,12 @@ from onebasis.core.errors import SetupError
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.loop import EngineLoop
-from onebasis.engine.runner import Runner
+from onebasis.engine.runner import Runner, StepDecoder
 from onebasis.engine.scheduler import Scheduler
 from onebasis.kernels.cpu.build import CannotBuild, build_library
 from onebasis.kernels.cpu.library import Library
 from onebasis.model.adapted import StepTasks, adapt_model
+from onebasis.model.decode_graphs import CudaGraphs, DecodeGraphs
 from onebasis.model.decoder import Decoder
 from onebasis.model.factors import Basis, checked_fingerprint, load_basis
 from onebasis.model.kv_cache import KVCache
@@ -112,7 +113,7 @@ def _build_engine(
     device = base.model.device
     arena = None if basis is None else Arena(basis.spec, n_slots=_n_slots(config, basis), device=device)
     decoder = _native_decoder(config, base, basis, arena, n_blocks, limits) or _torch_decoder(
-        config, base, basis, arena, n_blocks
+        config, base, basis, arena, n_blocks, limits
     )
     pool = BlockPool(n_blocks, config.block_size)
     return EngineLoop(
@@ -154,14 +155,22 @@ def _native_decoder(
 
 
 def _torch_decoder(
-    config: ServeConfig, base: LoadedBase, basis: Basis | None, arena: Arena | None, n_blocks: int
-) -> Decoder:
-    """The decoder that any model and device can have."""
+    config: ServeConfig, base: LoadedBase, basis: Basis | None, arena: Arena | None, n_blocks: int, limits: EngineLimits
+) -> StepDecoder:
+    """The decoder that any model and device can have; on a GPU with its decode steps recorded."""
     dtype, device = base.model.dtype, base.model.device
     step = StepTasks(0 if arena is None else arena.base_row)
     adapt_model(base.model, basis, {} if arena is None else arena.site_cores, step)
     cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=config.block_size, dtype=dtype, device=device)
-    return Decoder(base, cache, step)
+    decoder = Decoder(base, cache, step)
+    if not (config.cuda_graphs and decoder.can_be_recorded):
+        return decoder
+    sizes = {"max_seqs": config.max_running, "max_model_len": limits.max_model_len}
+    try:
+        return DecodeGraphs(decoder, **sizes, with_tasks=basis is not None, record=CudaGraphs())
+    except RuntimeError as error:
+        _log.warning("decode steps run without CUDA graphs: %s", error)
+        return decoder
 
 
 def _device(config: ServeConfig) -> torch.device:
