@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import flex_attention as flex
 
 from onebasis.core.ids import BASE_SLOT
+from onebasis.model.attention import GatherStep
 from onebasis.model.batch import DecodeGroup, ForwardBatch
 from onebasis.model.decode_graphs import DecodeGraphs, graph_sizes, pad_decodes
 from onebasis.model.flex_attention import FlexStep
@@ -104,3 +105,13 @@ def test_padding_is_base_tokens_in_the_scratch_block():
     assert padded.decodes is not None
     assert padded.decodes.block_tables.tolist() == [[3, 1, 9], [2, 0, 9], [9, 9, 9], [9, 9, 9]]
     assert padded.decodes.kv_lengths.tolist() == [7, 4, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("device", "attention", "can"), [("cuda", FlexStep, True), ("cuda", GatherStep, False), ("cpu", FlexStep, False)]
+)
+def test_steps_are_recorded_on_a_gpu_where_attention_gathers_nothing(device, attention, can):
+    """The choice alone: gathering over tables of a fixed width would cost as much as the longest sequence."""
+    decoder = Stepper(tiny_base())._decoder
+    decoder.device, decoder._attention = torch.device(device), attention
+    assert decoder.can_be_recorded is can
