@@ -101,6 +101,7 @@ def serve(
     dtype: Annotated[str, typer.Option(envvar="ONEBASIS_DTYPE")] = _DEFAULTS.dtype,
     device: Annotated[str, typer.Option(envvar="ONEBASIS_DEVICE")] = _DEFAULTS.device,
     kernels: Annotated[str, typer.Option(envvar="ONEBASIS_KERNELS")] = _DEFAULTS.kernels,
+    cuda_graphs: Annotated[bool, typer.Option(envvar="ONEBASIS_CUDA_GRAPHS")] = _DEFAULTS.cuda_graphs,
     threads: ThreadsOption = None,
     max_model_len: Annotated[int | None, typer.Option(envvar="ONEBASIS_MAX_MODEL_LEN")] = None,
     kv_cache_mib: Annotated[int, typer.Option(envvar="ONEBASIS_KV_CACHE_MIB")] = _DEFAULTS.kv_cache_mib,

@@ -21,6 +21,7 @@ from onebasis.core.config import MIB, ServeConfig
 from onebasis.core.errors import SetupError
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.constraint import GrammarCompiler
+from onebasis.engine.decoders import StepSizes, build_decoder
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.ledger import QueueLimits
 from onebasis.engine.loop import EngineLoop
@@ -34,14 +35,9 @@ from onebasis.identity.key_store import KeyStore
 from onebasis.identity.quota import QUOTA_NAMES, Quota
 from onebasis.identity.quota_store import QuotaStore
 from onebasis.identity.rates import RateLimits
-from onebasis.kernels.cpu.build import CannotBuild, build_library
-from onebasis.kernels.cpu.library import Library
-from onebasis.model.adapted import StepTasks, adapt_model
-from onebasis.model.decoder import Decoder
 from onebasis.model.factors import Basis, checked_fingerprint, load_basis
 from onebasis.model.kv_cache import KVCache
 from onebasis.model.loader import LoadedBase, load_base
-from onebasis.model.native_decoder import NativeDecoder, TaskTable, why_not
 from onebasis.model.text import ModelText
 from onebasis.storage.database import Database
 from onebasis.telemetry.metrics import Metrics
@@ -167,8 +163,19 @@ def _build_engine(
     """The native engine over `base`, whose layers it takes over."""
     device = base.model.device
     arena = None if basis is None else Arena(basis.spec, n_slots=_n_slots(config, basis), device=device)
-    decoder = _native_decoder(config, base, basis, arena, n_blocks, limits) or _torch_decoder(
-        config, base, basis, arena, n_blocks
+    decoder = build_decoder(
+        base,
+        basis,
+        arena,
+        kernels=config.kernels,
+        cuda_graphs=config.cuda_graphs,
+        sizes=StepSizes(
+            n_blocks=n_blocks,
+            block_size=config.block_size,
+            max_running=config.max_running,
+            max_step_tokens=config.max_step_tokens,
+            max_model_len=limits.max_model_len,
+        ),
     )
     pool = BlockPool(n_blocks, config.block_size)
     basis_digest = None if basis is None else basis.spec.digest
@@ -190,45 +197,6 @@ def _build_engine(
         metrics=metrics,
         traces=traces,
     )
-
-
-def _native_decoder(
-    config: ServeConfig, base: LoadedBase, basis: Basis | None, arena: Arena | None, n_blocks: int, limits: EngineLimits
-) -> NativeDecoder | None:
-    """The compiled decoder; None where it can't run and was not demanded."""
-    if config.kernels == "torch":
-        return None
-    try:
-        reason = why_not(base, config.block_size)
-        library = Library(build_library()) if reason is None else None
-    except (CannotBuild, OSError, RuntimeError) as error:
-        reason, library = str(error), None
-    if library is None:
-        if config.kernels == "native":
-            raise SetupError(f"kernels=native can't run here: {reason}; use kernels=auto to fall back to torch")
-        _log.info("the step runs in torch: %s", reason)
-        return None
-    tasks = None if arena is None else TaskTable(arena.table, arena.site_offsets)
-    return NativeDecoder(
-        base,
-        basis,
-        tasks,
-        library,
-        n_blocks=n_blocks,
-        max_step_tokens=config.max_step_tokens,
-        max_model_len=limits.max_model_len,
-    )
-
-
-def _torch_decoder(
-    config: ServeConfig, base: LoadedBase, basis: Basis | None, arena: Arena | None, n_blocks: int
-) -> Decoder:
-    """The decoder that any model and device can have."""
-    dtype, device = base.model.dtype, base.model.device
-    step = StepTasks(0 if arena is None else arena.base_row)
-    adapt_model(base.model, basis, {} if arena is None else arena.site_cores, step)
-    cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=config.block_size, dtype=dtype, device=device)
-    return Decoder(base, cache, step)
 
 
 def _traces(config: ServeConfig, model_name: str) -> Traces | None:

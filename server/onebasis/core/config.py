@@ -51,6 +51,8 @@ class ServeConfig(BaseModel):
     device: str = "cpu"
     kernels: Literal["auto", "native", "torch"] = "auto"
     """native: the step compiled for this CPU; torch: any model and device; auto: native where it can run."""
+    cuda_graphs: bool = True
+    """On a GPU, record the steps that only decode at start-up and replay them; elsewhere without effect."""
     threads: int | None = Field(default=None, ge=1)
     """Compute threads; by default what torch finds."""
     max_model_len: int | None = Field(default=None, ge=2)

@@ -1,10 +1,10 @@
-"""Attention of a mixed batch over the paged KV cache, in the form that transformers' layers call.
+"""Attention of a mixed batch over the paged KV cache, in the form that transformers' layers call, for any device.
 
 A step is computed in two ways at once: all single-token sequences as one padded batch, each prefill chunk alone.
 In the padded batch, query heads that share a key head are folded into the query axis: no key is repeated.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,38 +16,93 @@ from onebasis.model.kv_cache import KVCache
 ATTENTION_NAME = "onebasis_paged"
 
 
-class PagedStep:
-    """One step's batch with the cache it runs on, and the masks its layers share (one per window size)."""
+class AttentionStep(Protocol):
+    """One step's batch with the cache it runs on."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Write the step's keys and values to the layer's cache, then attend.
+
+        Args:
+            query: [n_tokens, n_heads, head_dim]; key, value: [n_tokens, n_kv_heads, head_dim].
+            window: how many tokens back a token may see, its own included; None for all.
+            softcap: scores are softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118); None for plain scores.
+
+        Returns:
+            [n_tokens, n_heads, head_dim].
+        """
+        ...
+
+
+class GatherStep:
+    """Copies each sequence's keys together, for torch's own attention. Layers share masks, one per window size."""
 
     def __init__(self, batch: ForwardBatch, cache: KVCache) -> None:
-        self.batch = batch
-        self.cache = cache
+        self._batch = batch
+        self._cache = cache
         self._decode_rows: Tensor | None = None
         self._decode_masks: dict[int | None, Tensor] = {}
         self._chunk_masks: dict[tuple[int, int | None], Tensor] = {}
 
-    def decode_rows(self, group: DecodeGroup) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """As `AttentionStep.attend`."""
+        batch, cache = self._batch, self._cache
+        cache.write(layer, batch.kv_rows, key, value)
+        out = torch.empty_like(query)
+        if batch.decodes is not None:
+            n_seqs = batch.decodes.n_seqs
+            keys, values = cache.read_rows(layer, self._rows(batch.decodes))
+            mask = self._decode_mask(batch.decodes, window)
+            out[:n_seqs] = _attend(query[:n_seqs].unsqueeze(1), keys, values, mask, scaling, softcap).squeeze(1)
+        for chunk in batch.chunks:
+            keys, values = cache.read(layer, chunk.block_table)
+            mask = self._chunk_mask(chunk, window)
+            rows = slice(chunk.start, chunk.end)
+            kv = slice(0, chunk.kv_length)
+            out[rows] = _attend(query[None, rows], keys[None, kv], values[None, kv], mask, scaling, softcap)[0]
+        return out
+
+    def _rows(self, group: DecodeGroup) -> Tensor:
         """[n_seqs, n_kv] rows of the cache. Past a sequence's end its own last row: a masked number still counts if
         it is not finite (0 * NaN is NaN), so it must be nobody else's.
         """
         if self._decode_rows is None:
-            block_size = self.cache.block_size
+            block_size = self._cache.block_size
             n_kv = group.block_tables.shape[1] * block_size
             columns = torch.arange(n_kv, device=group.kv_lengths.device).minimum(group.kv_lengths.unsqueeze(1) - 1)
             blocks = group.block_tables.gather(1, columns // block_size)
             self._decode_rows = blocks * block_size + columns % block_size
         return self._decode_rows
 
-    def decode_mask(self, group: DecodeGroup, window: int | None) -> Tensor:
+    def _decode_mask(self, group: DecodeGroup, window: int | None) -> Tensor:
         """[n_seqs, 1, 1, n_kv] bool, True where a sequence's token may look."""
         if window not in self._decode_masks:
-            n_kv = group.block_tables.shape[1] * self.cache.block_size
+            n_kv = group.block_tables.shape[1] * self._cache.block_size
             columns = torch.arange(n_kv, device=group.kv_lengths.device)
             last = group.kv_lengths.unsqueeze(1) - 1
             self._decode_masks[window] = _visible(last, columns, window)[:, None, None]
         return self._decode_masks[window]
 
-    def chunk_mask(self, chunk: PrefillChunk, window: int | None) -> Tensor:
+    def _chunk_mask(self, chunk: PrefillChunk, window: int | None) -> Tensor:
         """[n_queries, n_kv] bool, True where a token of the chunk may look."""
         key = (chunk.start, window)
         if key not in self._chunk_masks:
@@ -65,38 +120,19 @@ def paged_attention(
     attention_mask: Tensor | None,  # noqa: ARG001  the step knows what may be seen
     *,
     scaling: float,
-    paged_step: PagedStep,
+    paged_step: AttentionStep,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Write the step's keys and values, then attend.
-
-    Args:
-        module: the attention layer; its layer_idx names the layer of the cache.
-        query: [1, n_heads, n_tokens, head_dim]; key, value: [1, n_kv_heads, n_tokens, head_dim].
-        sliding_window: how many tokens back a token may see, its own included; None for all.
-        softcap: scores are softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118); None for plain scores.
+    """What transformers calls: query [1, n_heads, n_tokens, head_dim]; key, value [1, n_kv_heads, n_tokens, head_dim].
 
     Returns:
         [1, n_tokens, n_heads, head_dim], and no weights.
     """
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    batch, cache = paged_step.batch, paged_step.cache
-    q = query[0].transpose(0, 1)
-    cache.write(layer, batch.kv_rows, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    out = torch.empty_like(q)
-    if batch.decodes is not None:
-        n_seqs = batch.decodes.n_seqs
-        keys, values = cache.read_rows(layer, paged_step.decode_rows(batch.decodes))
-        mask = paged_step.decode_mask(batch.decodes, sliding_window)
-        out[:n_seqs] = _attend(q[:n_seqs].unsqueeze(1), keys, values, mask, scaling, softcap).squeeze(1)
-    for chunk in batch.chunks:
-        keys, values = cache.read(layer, chunk.block_table)
-        mask = paged_step.chunk_mask(chunk, sliding_window)
-        rows = slice(chunk.start, chunk.end)
-        kv = slice(0, chunk.kv_length)
-        out[rows] = _attend(q[None, rows], keys[None, kv], values[None, kv], mask, scaling, softcap)[0]
+    flat = [part[0].transpose(0, 1) for part in (query, key, value)]
+    out = paged_step.attend(layer, *flat, scaling=scaling, window=sliding_window, softcap=softcap)
     return out.unsqueeze(0), None
 
 

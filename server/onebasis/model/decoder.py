@@ -5,8 +5,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from onebasis.model.adapted import StepTasks
-from onebasis.model.attention import ATTENTION_NAME, PagedStep, paged_attention
+from onebasis.model.attention import ATTENTION_NAME, GatherStep, paged_attention
 from onebasis.model.batch import ForwardBatch
+from onebasis.model.flex_attention import attention_for
 from onebasis.model.kv_cache import KVCache
 from onebasis.model.loader import LoadedBase
 
@@ -23,8 +24,15 @@ class Decoder:
         AttentionInterface.register(ATTENTION_NAME, paged_attention)
         base.model.set_attn_implementation(ATTENTION_NAME)
         self._model = base.model
-        self._cache = cache
+        self.cache = cache
+        self.device = base.model.device
         self._step = step
+        self._attention = attention_for(self.device, cache.block_size)
+
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether a step's cost does not grow with the width of its block tables, as a CUDA graph's must be fixed."""
+        return self.device.type == "cuda" and self._attention is not GatherStep
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
@@ -35,7 +43,7 @@ class Decoder:
             position_ids=batch.positions.unsqueeze(0),
             use_cache=False,
             logits_to_keep=batch.logit_rows,
-            paged_step=PagedStep(batch, self._cache),
+            paged_step=self._attention(batch, self.cache),
         )
         logits: Tensor = output.logits[0]
         return logits

@@ -9,8 +9,9 @@ from onebasis.kernels.memory import zeros_on_demand
 
 
 class KVCache:
-    """One [n_blocks, block_size, n_kv_heads, head_dim] tensor for keys and one for values per layer.
+    """One [n_blocks + 1, block_size, n_kv_heads, head_dim] tensor for keys and one for values per layer.
 
+    The last block is no sequence's: rows that only fill up a batch write there.
     Memory is claimed from the system as blocks are first written. Engine thread only.
     """
 
@@ -18,9 +19,11 @@ class KVCache:
         self, text_config: Any, *, n_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         n_kv_heads, head_dim = _head_shape(text_config)
-        shape = (n_blocks, block_size, n_kv_heads, head_dim)
+        shape = (n_blocks + 1, block_size, n_kv_heads, head_dim)
         n_layers = text_config.num_hidden_layers
         self.block_size = block_size
+        self.n_rows = (n_blocks + 1) * block_size
+        self.scratch_block = n_blocks
         self._keys = [zeros_on_demand(shape, dtype=dtype, device=device) for _ in range(n_layers)]
         self._values = [zeros_on_demand(shape, dtype=dtype, device=device) for _ in range(n_layers)]
 
@@ -36,6 +39,11 @@ class KVCache:
     def read_rows(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of single tokens: rows [n_seqs, n_kv] give [n_seqs, n_kv, heads, dim]."""
         return self._gather_rows(self._keys[layer], rows), self._gather_rows(self._values[layer], rows)
+
+    def by_head(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Views of all keys and all values, [1, n_kv_heads, n_rows, head_dim]; row = block * block_size + offset."""
+        keys, values = self._keys[layer], self._values[layer]
+        return keys.flatten(0, 1).transpose(0, 1)[None], values.flatten(0, 1).transpose(0, 1)[None]
 
     @staticmethod
     def block_bytes(text_config: Any, *, block_size: int, dtype: torch.dtype) -> int:

@@ -1,0 +1,101 @@
+"""Which decoder computes the steps of this model, on this device and machine."""
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+from onebasis.coefficients.arena import Arena
+from onebasis.core.errors import SetupError
+from onebasis.engine.runner import StepDecoder
+from onebasis.kernels.cpu.build import CannotBuild, build_library
+from onebasis.kernels.cpu.library import Library
+from onebasis.model.adapted import StepTasks, adapt_model
+from onebasis.model.decode_graphs import CudaGraphs, DecodeGraphs
+from onebasis.model.decoder import Decoder
+from onebasis.model.factors import Basis
+from onebasis.model.kv_cache import KVCache
+from onebasis.model.loader import LoadedBase
+from onebasis.model.native_decoder import NativeDecoder, TaskTable, why_not
+
+_log = logging.getLogger(__name__)
+
+Kernels = Literal["auto", "native", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """Bounds that a decoder makes room for; n_blocks of block_size tokens are the KV cache."""
+
+    n_blocks: int
+    block_size: int
+    max_running: int
+    max_step_tokens: int
+    max_model_len: int
+
+
+def build_decoder(
+    base: LoadedBase,
+    basis: Basis | None,
+    arena: Arena | None,
+    *,
+    kernels: Kernels,
+    cuda_graphs: bool,
+    sizes: StepSizes,
+) -> StepDecoder:
+    """The fastest decoder that can run; it takes over the layers of `base`.
+
+    Raises:
+        SetupError: kernels is "native", and it can't run here.
+    """
+    reason = "kernels=torch" if kernels == "torch" else why_not(base, sizes.block_size)
+    library = None
+    try:
+        library = Library(build_library()) if reason is None else None
+    except (CannotBuild, OSError, RuntimeError) as error:
+        reason = str(error)
+    if library is not None:
+        return _native(base, basis, arena, library, sizes)
+    if kernels == "native":
+        raise SetupError(f"kernels=native can't run here: {reason}; use kernels=auto to fall back to torch")
+    _log.info("the step runs in torch: %s", reason)
+    decoder = _torch(base, basis, arena, sizes)
+    return _recorded(decoder, sizes, with_tasks=basis is not None) if cuda_graphs else decoder
+
+
+def _native(
+    base: LoadedBase, basis: Basis | None, arena: Arena | None, library: Library, sizes: StepSizes
+) -> NativeDecoder:
+    return NativeDecoder(
+        base,
+        basis,
+        None if arena is None else TaskTable(arena.table, arena.site_offsets),
+        library,
+        n_blocks=sizes.n_blocks,
+        max_step_tokens=sizes.max_step_tokens,
+        max_model_len=sizes.max_model_len,
+    )
+
+
+def _torch(base: LoadedBase, basis: Basis | None, arena: Arena | None, sizes: StepSizes) -> Decoder:
+    dtype, device = base.model.dtype, base.model.device
+    step = StepTasks(0 if arena is None else arena.base_row)
+    adapt_model(base.model, basis, {} if arena is None else arena.site_cores, step)
+    cache = KVCache(base.text_config, n_blocks=sizes.n_blocks, block_size=sizes.block_size, dtype=dtype, device=device)
+    return Decoder(base, cache, step)
+
+
+def _recorded(decoder: Decoder, sizes: StepSizes, *, with_tasks: bool) -> StepDecoder:
+    """The decoder with its decode steps as CUDA graphs, where that can be."""
+    if not decoder.can_be_recorded:
+        return decoder
+    try:
+        return DecodeGraphs(
+            decoder,
+            max_seqs=sizes.max_running,
+            max_model_len=sizes.max_model_len,
+            with_tasks=with_tasks,
+            record=CudaGraphs(),
+        )
+    except RuntimeError as error:
+        _log.warning("decode steps run without CUDA graphs: %s", error)
+        return decoder
