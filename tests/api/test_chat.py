@@ -46,8 +46,11 @@ def test_text_parts_are_joined(server):
 def test_an_answer_can_be_sent_back_as_sdks_dump_it(server):
     """OpenAI's SDK dumps a message with its unused fields as null."""
     dumped = {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None, "function_call": None}
-    answer = server.chat(messages=[TALK[1], dumped, TALK[3]])
-    assert answer["usage"] == server.chat(messages=[TALK[1], {"role": "assistant", "content": "a"}, TALK[3]])["usage"]
+    plain = {"role": "assistant", "content": "a"}
+    n_dumped, n_plain = (
+        server.chat(messages=[TALK[1], message, TALK[3]])["usage"]["prompt_tokens"] for message in (dumped, plain)
+    )
+    assert n_dumped == n_plain
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])

@@ -8,6 +8,7 @@ import pytest
 from onebasis.api.generation import Generation, plan_generation
 from onebasis.api.schemas import CompletionBody
 from onebasis.core.request import FinishReason, TokenEvent
+from onebasis.identity.caller import OPERATOR
 from tests.api.tiny_model import BASE_NAME
 
 
@@ -47,8 +48,9 @@ def run(server):
                 task=None,
                 text=services.text,
                 limits=engine.limits,
+                caller=OPERATOR,
             )
-            generation = Generation(plan, engine, services.text).start()
+            generation = Generation(plan, engine, services.text, lambda _: None).start()
             async for _ in generation.deltas():
                 pass
             return generation

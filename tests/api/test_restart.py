@@ -1,5 +1,8 @@
 """A server that is closed and built again over the same database is the same server."""
 
+import sqlite3
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -98,3 +101,17 @@ def test_damage_to_one_stored_file_stops_nothing_else(tiny, store):
         card = ok(second.client.get("/v1/tasks/damaged"))
         assert (card["state"], "damaged" in card["reason"]) == ("unusable", True)
         refused(second.post("/v1/completions", model="damaged", prompt="a"), 400, "task_unusable", "model")
+
+
+def test_what_can_not_be_read_is_said_to_be_damaged_and_the_rest_serves(tiny, store):
+    with RunningServer(tiny, store=store) as server:
+        ok(server.put_task("whole", tiny.core_file(1)))
+        answer = server.text("whole")
+        with closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as connection:
+            (cookie,) = connection.execute("PRAGMA schema_version").fetchone()
+            connection.execute("PRAGMA writable_schema = ON")
+            connection.execute("UPDATE sqlite_master SET rootpage = 99999 WHERE name = 'coefficient_files'")
+            connection.execute(f"PRAGMA schema_version = {cookie + 1}")
+            connection.commit()
+        refused(server.client.get("/v1/tasks/whole/content"), 500, "store_damaged")
+        assert server.text("whole") == answer

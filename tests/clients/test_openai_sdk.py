@@ -145,7 +145,7 @@ def test_an_error_in_the_middle_of_a_stream_is_raised(client, server, monkeypatc
     stream = client.completions.create(model=BASE_NAME, prompt="a", stream=True, temperature=0, max_tokens=500)
     next(stream)
     with monkeypatch.context() as patch:
-        patch.setattr("onebasis.engine.runner.sample", lambda *_: 1 / 0)
+        patch.setattr("onebasis.engine.isolation.sample", lambda *_: 1 / 0)
         with pytest.raises(openai.APIError) as caught:
             list(stream)
     assert caught.value.code == "internal"

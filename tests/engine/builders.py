@@ -11,6 +11,7 @@ from onebasis.core.request import EventSink, GenerateRequest, ResolvedTask, Samp
 from onebasis.engine.sequence import EngineSequence
 
 GREEDY = SamplingParams(temperature=0.0)
+SCORED = SamplingParams(temperature=0.0, n_prompt_logprobs=0)  # needs the logits of its prompt
 
 
 def drop(event: TokenEvent) -> None:

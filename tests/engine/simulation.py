@@ -10,7 +10,7 @@ from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.prefix_cache import PrefixCache
 from onebasis.engine.scheduler import ScheduledRun, Scheduler, StepPlan
 from onebasis.engine.sequence import EngineSequence
-from tests.engine.builders import make_sequence, make_task
+from tests.engine.builders import GREEDY, SCORED, make_sequence, make_task
 
 BLOCK_SIZE = 4
 N_BLOCKS = 64
@@ -99,7 +99,7 @@ class Simulation:
             tenant=rng.choices(("heavy", "light", "rare", None), weights=(20, 4, 1, 2))[0],
             priority=rng.choices((-1, 0, 5), weights=(1, 16, 3))[0],
             deadline_s=self.tally.n_steps + rng.randint(0, 200) if rng.random() < 0.1 else None,
-            needs_prompt_logits=rng.random() < 0.05,
+            sampling=SCORED if rng.random() < 0.05 else GREEDY,
         )
         self._open[request_id] = sequence
         self._arrived[request_id] = self.tally.n_steps

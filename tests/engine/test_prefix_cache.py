@@ -3,7 +3,7 @@ import pytest
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.prefix_cache import PrefixCache
 from onebasis.engine.scheduler import Scheduler
-from tests.engine.builders import make_sequence, make_task
+from tests.engine.builders import SCORED, make_sequence, make_task
 
 TOKEN = 7
 
@@ -109,7 +109,7 @@ def test_each_identity_has_its_own_blocks():
 def test_who_needs_the_logits_of_the_prompt_computes_it_and_fills_the_cache():
     scheduler = make_scheduler()
     answer(scheduler, "a", 8)
-    scheduler.add(make_sequence("b", 16, needs_prompt_logits=True))
+    scheduler.add(make_sequence("b", 16, sampling=SCORED))
     plan = step(scheduler)
     assert [(run.start, run.end) for run in plan.runs] == [(0, 16)]
     assert plan.n_prefix_queries == 0

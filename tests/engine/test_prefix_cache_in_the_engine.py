@@ -7,7 +7,7 @@ import pytest
 
 from onebasis.core.request import ResolvedTask, SamplingParams
 from onebasis.engine.runner import Runner
-from tests.engine.builders import make_request
+from tests.engine.builders import SCORED, make_request
 from tests.engine.engines import SAMPLED, Answer, answers_of, running
 from tests.model.families import prompt
 
@@ -78,7 +78,7 @@ def test_a_talk_goes_on_from_its_own_answer(world):
 
 def test_counts_of_the_cache_reach_the_metrics(world):
     parts = world.engine()
-    one_by_one(parts, [asking("a", None), asking("b", None), asking("c", None, needs_prompt_logits=True)])
+    one_by_one(parts, [asking("a", None), asking("b", None), asking("c", None, sampling=SCORED)])
     assert parts.count("vllm:prefix_cache_queries_total") == 42
     assert parts.count("vllm:prefix_cache_hits_total") == 20
     assert parts.count("vllm:gpu_prefix_cache_hits_total") == 20
