@@ -19,6 +19,7 @@ from onebasis.coefficients.basis_file import read_basis_spec
 from onebasis.coefficients.format import CoefficientFile, parse_coefficients
 from onebasis.coefficients.validate import bind
 from onebasis.core.config import ServeConfig
+from onebasis.serve_command import serve_command
 from tests.api.tiny_model import TinyModel, save_tiny_model
 from tests.fitting.tiny import N_SITES, save_family
 
@@ -90,7 +91,7 @@ def test_serve_option_is_spelt_and_preset_as_the_setting_is(name: str) -> None:
     default = ServeConfig.model_fields[name].default
     assert option.required == (default is PydanticUndefined)
     if not option.required:
-        assert inspect.signature(cli.serve).parameters[name].default == default
+        assert inspect.signature(serve_command()).parameters[name].default == default
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The `onebasis` command: serve, build a basis, fit a task, run the demo."""
 
-import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +19,6 @@ from rich.progress import (
 from rich.text import Text
 
 from onebasis import __version__
-from onebasis.api.http_server import HttpServer
-from onebasis.core.config import ServeConfig
 from onebasis.core.errors import ServeError
 from onebasis.core.ids import parse_task_name
 from onebasis.demo.commands import demo_app
@@ -34,18 +31,15 @@ from onebasis.model.factors import load_basis
 from onebasis.model.loader import load_base
 from onebasis.model.sites import linear_sites
 from onebasis.registry_cli import registry_app
-from onebasis.telemetry.logs import configure_logging
-from onebasis.wiring import build_server
+from onebasis.serve_command import serve_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 basis_app = typer.Typer(no_args_is_help=True, help="Make a shared basis.")
+app.command("serve")(serve_command())
 app.add_typer(basis_app, name="basis")
 app.add_typer(keys_app, name="keys")
 app.add_typer(demo_app, name="demo")
 app.add_typer(registry_app, name="registry")
-
-_DEFAULTS = ServeConfig(model=Path())
-"""So that the options and ServeConfig can't disagree."""
 
 ModelOption = Annotated[Path, typer.Option(help="Folder of the base model.", envvar="ONEBASIS_MODEL")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Compute threads.", envvar="ONEBASIS_THREADS")]
@@ -69,93 +63,6 @@ def main() -> None:
 def version() -> None:
     """Print the version."""
     Console().print(__version__, highlight=False)
-
-
-@app.command()
-def serve(
-    model: ModelOption,
-    basis: Annotated[Path | None, typer.Option(help="Basis file.", envvar="ONEBASIS_BASIS")] = None,
-    store: Annotated[str, typer.Option(help="URL of the registry.", envvar="ONEBASIS_STORE")] = _DEFAULTS.store,
-    lora_root: Annotated[
-        Path | None, typer.Option(help="Folder that /v1/load_lora_adapter may read.", envvar="ONEBASIS_LORA_ROOT")
-    ] = None,
-    served_model_name: Annotated[
-        str | None, typer.Option(help="How clients name the base.", envvar="ONEBASIS_SERVED_MODEL_NAME")
-    ] = None,
-    tool_parser: Annotated[
-        str | None, typer.Option(help="hermes, llama3_json or mistral.", envvar="ONEBASIS_TOOL_PARSER")
-    ] = None,
-    host: Annotated[str, typer.Option(envvar="ONEBASIS_HOST")] = _DEFAULTS.host,
-    port: Annotated[int, typer.Option(envvar="ONEBASIS_PORT")] = _DEFAULTS.port,
-    allow_unauthenticated: Annotated[
-        bool, typer.Option(help="Listen beyond loopback.", envvar="ONEBASIS_ALLOW_UNAUTHENTICATED")
-    ] = _DEFAULTS.allow_unauthenticated,
-    require_auth: Annotated[
-        bool, typer.Option(help="Ask for an API key on every route.", envvar="ONEBASIS_REQUIRE_AUTH")
-    ] = _DEFAULTS.require_auth,
-    api_keys_file: Annotated[
-        Path | None, typer.Option(help="API keys, one a line.", envvar="ONEBASIS_API_KEYS_FILE")
-    ] = None,
-    protect_metrics: Annotated[bool, typer.Option(envvar="ONEBASIS_PROTECT_METRICS")] = _DEFAULTS.protect_metrics,
-    cors_origin: Annotated[list[str], typer.Option(envvar="ONEBASIS_CORS_ORIGIN")] = _DEFAULTS.cors_origin,
-    dtype: Annotated[str, typer.Option(envvar="ONEBASIS_DTYPE")] = _DEFAULTS.dtype,
-    device: Annotated[str, typer.Option(envvar="ONEBASIS_DEVICE")] = _DEFAULTS.device,
-    kernels: Annotated[str, typer.Option(envvar="ONEBASIS_KERNELS")] = _DEFAULTS.kernels,
-    cuda_graphs: Annotated[bool, typer.Option(envvar="ONEBASIS_CUDA_GRAPHS")] = _DEFAULTS.cuda_graphs,
-    threads: ThreadsOption = None,
-    max_model_len: Annotated[int | None, typer.Option(envvar="ONEBASIS_MAX_MODEL_LEN")] = None,
-    kv_cache_mib: Annotated[int, typer.Option(envvar="ONEBASIS_KV_CACHE_MIB")] = _DEFAULTS.kv_cache_mib,
-    block_size: Annotated[int, typer.Option(envvar="ONEBASIS_BLOCK_SIZE")] = _DEFAULTS.block_size,
-    max_running: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_RUNNING")] = _DEFAULTS.max_running,
-    max_step_tokens: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_STEP_TOKENS")] = _DEFAULTS.max_step_tokens,
-    max_prefill_tokens: Annotated[
-        int, typer.Option(envvar="ONEBASIS_MAX_PREFILL_TOKENS")
-    ] = _DEFAULTS.max_prefill_tokens,
-    prefix_cache: Annotated[bool, typer.Option(envvar="ONEBASIS_PREFIX_CACHE")] = _DEFAULTS.prefix_cache,
-    max_waiting: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_WAITING")] = _DEFAULTS.max_waiting,
-    max_waiting_per_tenant: Annotated[int | None, typer.Option(envvar="ONEBASIS_MAX_WAITING_PER_TENANT")] = None,
-    default_timeout_s: Annotated[float | None, typer.Option(envvar="ONEBASIS_DEFAULT_TIMEOUT_S")] = None,
-    max_timeout_s: Annotated[float | None, typer.Option(envvar="ONEBASIS_MAX_TIMEOUT_S")] = None,
-    stall_s: Annotated[float, typer.Option(envvar="ONEBASIS_STALL_S")] = _DEFAULTS.stall_s,
-    arena_mib: Annotated[int, typer.Option(envvar="ONEBASIS_ARENA_MIB")] = _DEFAULTS.arena_mib,
-    max_body_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_BODY_BYTES")] = _DEFAULTS.max_body_bytes,
-    max_json_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_JSON_BYTES")] = _DEFAULTS.max_json_bytes,
-    max_header_bytes: Annotated[int, typer.Option(envvar="ONEBASIS_MAX_HEADER_BYTES")] = _DEFAULTS.max_header_bytes,
-    tenant_tasks: Annotated[int | None, typer.Option(envvar="ONEBASIS_TENANT_TASKS")] = None,
-    tenant_bytes: Annotated[int | None, typer.Option(envvar="ONEBASIS_TENANT_BYTES")] = None,
-    tenant_requests_per_minute: Annotated[
-        int | None, typer.Option(envvar="ONEBASIS_TENANT_REQUESTS_PER_MINUTE")
-    ] = None,
-    tenant_tokens_per_minute: Annotated[int | None, typer.Option(envvar="ONEBASIS_TENANT_TOKENS_PER_MINUTE")] = None,
-    tenant_concurrent_requests: Annotated[
-        int | None, typer.Option(envvar="ONEBASIS_TENANT_CONCURRENT_REQUESTS")
-    ] = None,
-    drain_s: Annotated[int, typer.Option(envvar="ONEBASIS_DRAIN_S")] = _DEFAULTS.drain_s,
-    log_level: Annotated[str, typer.Option(envvar="ONEBASIS_LOG_LEVEL")] = _DEFAULTS.log_level,
-    log_json: Annotated[bool, typer.Option(envvar="ONEBASIS_LOG_JSON")] = _DEFAULTS.log_json,
-    otlp_endpoint: Annotated[str | None, typer.Option(envvar="ONEBASIS_OTLP_ENDPOINT")] = None,
-) -> None:
-    """Serve a base model, and tasks over a basis, on HTTP. What each option means: ServeConfig in core/config.py."""
-    config = ServeConfig.model_validate(locals())
-    configure_logging(config.log_level, json=config.log_json)
-    server = build_server(config)
-    gc.collect()
-    gc.freeze()  # what is loaded stays: the collector need not walk it again while requests run
-    http = HttpServer(
-        server.app,
-        server.drain,
-        server.engine,
-        host=config.host,
-        port=config.port,
-        drain_s=config.drain_s,
-        max_header_bytes=config.max_header_bytes,
-    )
-    try:
-        http.run()
-    finally:
-        server.close()
-    if http.force_exit:
-        raise typer.Exit(1)
 
 
 @basis_app.command("build")

@@ -21,7 +21,7 @@ class ServeConfig(BaseModel):
         pydantic.ValidationError: a value is out of range, or two contradict each other.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: Path
     """Folder of the base model."""

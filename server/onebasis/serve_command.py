@@ -1,0 +1,64 @@
+"""`onebasis serve`: its options are the fields of ServeConfig, so that the two can't disagree."""
+
+import gc
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from onebasis.api.http_server import HttpServer
+from onebasis.core.config import ServeConfig
+from onebasis.telemetry.logs import configure_logging
+from onebasis.wiring import build_server
+
+
+def serve(**settings: Any) -> None:
+    """Serve a base model, and tasks over a basis, on HTTP."""
+    config = ServeConfig.model_validate(settings)
+    configure_logging(config.log_level, json=config.log_json)
+    server = build_server(config)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: the collector need not walk it again while requests run
+    http = HttpServer(
+        server.app,
+        server.drain,
+        server.engine,
+        host=config.host,
+        port=config.port,
+        drain_s=config.drain_s,
+        max_header_bytes=config.max_header_bytes,
+    )
+    try:
+        http.run()
+    finally:
+        server.close()
+    if http.force_exit:
+        raise typer.Exit(1)
+
+
+def serve_command() -> Callable[..., None]:
+    """`serve` with the signature that typer reads: one option a field, with its name, type, preset and docstring."""
+    parameters = [_parameter(name, field) for name, field in ServeConfig.model_fields.items()]
+    serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return serve
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    option = typer.Option(help=field.description, envvar=f"ONEBASIS_{name.upper()}")
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if field.is_required() else field.default,
+        annotation=Annotated[_typer_type(field.annotation), option],
+    )
+
+
+def _typer_type(annotation: Any) -> Any:
+    """The annotation itself; text where it lists the words allowed: ServeConfig checks them, and says so better."""
+    words = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal]
+    if not words:
+        return annotation
+    return str if annotation in words else str | None
