@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from onebasis.kernels import triton_batched
-from onebasis.kernels.grouped import TaskRun, TokenTasks
 from onebasis.kernels.reference import apply_cores_ref
 from onebasis.kernels.select import CoreProduct, add_group_update_
+from onebasis.kernels.torch_batched import TaskRun, TokenTasks
 
 D_IN, D_OUTS, K_IN, K_OUT = 12, (20, 7, 9), 5, 3
 ZERO_ROW = 4

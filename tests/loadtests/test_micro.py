@@ -46,8 +46,8 @@ def test_every_cell_has_all_sides(tiny_subject, tmp_path):
 
 def test_wrong_numbers_stop_the_run(tiny_subject, monkeypatch, capsys):
     native_library()
-    right = select.grouped.mix_cores
-    monkeypatch.setattr(select.grouped, "mix_cores", lambda *args: 3 * right(*args))
+    right = select.torch_batched.mix_cores
+    monkeypatch.setattr(select.torch_batched, "mix_cores", lambda *args: 3 * right(*args))
     assert main([*subject_options(tiny_subject[0]), *SMALL]) == 1
     assert "shared basis and its definition disagree" in capsys.readouterr().err
 

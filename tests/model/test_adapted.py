@@ -7,8 +7,8 @@ from torch import nn
 from onebasis.coefficients.arena import Arena
 from onebasis.core.errors import InvalidBasis
 from onebasis.core.ids import BASE_SLOT
-from onebasis.kernels.grouped import TaskRun, TokenTasks
 from onebasis.kernels.select import CoreProduct
+from onebasis.kernels.torch_batched import TaskRun, TokenTasks
 from onebasis.model.adapted import GroupMember, LinearGroup, StepTasks, adapt_model, merged_weight
 from onebasis.model.batch import DecodeGroup, ForwardBatch, PrefillChunk
 from onebasis.model.factors import Basis, SiteFactors

@@ -26,17 +26,12 @@ def apply_cores_ref(x: Tensor, v: Tensor, u: Tensor, cores: Tensor, token_slots:
 
     Source: JD-Full of "Compress then Serve", arXiv 2407.00066 (its Sigma is our core).
     """
-    check_shapes(x, v, u, cores, token_slots)
+    needed = [(v.shape[0], x.shape[1]), (cores.shape[0], u.shape[0], v.shape[0]), (x.shape[0],)]
+    found = [tuple(v.shape), tuple(cores.shape), tuple(token_slots.shape)]
+    if needed != found:
+        raise ValueError(f"v, cores, token_slots: needed {needed}, found {found}")
     delta = torch.zeros(x.shape[0], u.shape[1], dtype=torch.float32, device=x.device)
     for t, slot in enumerate(token_slots.tolist()):
         if slot != BASE_SLOT:
             delta[t] = u.float().T @ (cores[slot].float() @ (v.float() @ x[t].float()))
     return delta
-
-
-def check_shapes(x: Tensor, v: Tensor, u: Tensor, cores: Tensor, token_slots: Tensor) -> None:
-    """Raise ValueError unless the arguments of an apply step fit each other."""
-    needed = [(v.shape[0], x.shape[1]), (cores.shape[0], u.shape[0], v.shape[0]), (x.shape[0],)]
-    found = [tuple(v.shape), tuple(cores.shape), tuple(token_slots.shape)]
-    if needed != found:
-        raise ValueError(f"v, cores, token_slots: needed {needed}, found {found}")

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onebasis.kernels import grouped, triton_batched
-from onebasis.kernels.grouped import TaskRun, TokenTasks
+from onebasis.kernels import torch_batched, triton_batched
+from onebasis.kernels.torch_batched import TaskRun, TokenTasks
 
 
 class CoreProduct:
@@ -21,10 +21,10 @@ class CoreProduct:
         self._tiles = _tiles(tasks.runs, tasks.single_rows.device) if self._use_triton else None
 
     def __call__(self, z: Tensor, cores: Tensor) -> Tensor:
-        """[n_tokens, g * k_out] in the dtype of z; arguments as `grouped.mix_cores`."""
+        """[n_tokens, g * k_out] in the dtype of z; arguments as `torch_batched.mix_cores`."""
         if self._use_triton:
             return triton_batched.mix_cores(z, cores, self._tasks.single_rows, self._tiles, base_row=self._base_row)
-        return grouped.mix_cores(z, cores, self._tasks)
+        return torch_batched.mix_cores(z, cores, self._tasks)
 
 
 def add_group_update_(y: Tensor, x: Tensor, v: Tensor, u: Tensor, cores: Tensor, product: CoreProduct) -> None:

@@ -1,23 +1,53 @@
-"""The apply step in plain torch, for any device: no loop over tasks or tokens."""
+"""The core product for a group of sites that read the same input, in plain torch."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from onebasis.kernels.reference import check_shapes
+
+@dataclass(frozen=True, slots=True)
+class TaskRun:
+    """Tokens `start` to `end` are all of the task in row `row` of the cores."""
+
+    start: int
+    end: int
+    row: int
 
 
-def apply_cores(x: Tensor, v: Tensor, u: Tensor, cores: Tensor, token_slots: Tensor) -> Tensor:
-    """Two products shared by all tasks, and one gathered product over the tiny cores between them.
+@dataclass(frozen=True, slots=True)
+class TokenTasks:
+    """Whose task each token of a step is, as rows of the cores; the base's row holds zeros.
 
-    Arguments and errors are those of `apply_cores_ref`. The shared products run in the dtype of x and accumulate
-    as its GEMM does (float32 for bfloat16); the core product runs in float32.
+    single_rows: [n_single] int64, the first tokens of the batch, each with a row of its own.
+    runs: the tokens behind them, in order.
+    """
+
+    single_rows: Tensor
+    runs: tuple[TaskRun, ...]
+
+
+def mix_cores(z: Tensor, cores: Tensor, tasks: TokenTasks) -> Tensor:
+    """Each token's z under the core of its own task, at the g sites of a group.
+
+    Args:
+        z: [n_tokens, g * k_in], any float dtype: V x of the sites side by side.
+        cores: [n_rows, g, k_out, k_in] float32, the last row zeros.
+        tasks: rows of `cores`.
 
     Returns:
-        [n_tokens, d_out] in the dtype of x, exactly zero where the slot is BASE_SLOT.
+        [n_tokens, g * k_out] in the dtype of z; the products run in float32.
     """
-    check_shapes(x, v, u, cores, token_slots)
-    z = (x @ v.T.to(x.dtype)).float()
-    gathered = cores.index_select(0, token_slots.clamp(min=0)).float()
-    mixed = torch.bmm(gathered, z.unsqueeze(2)).squeeze(2)
-    mixed = mixed.masked_fill((token_slots < 0).unsqueeze(1), 0.0)
-    return mixed.to(x.dtype) @ u.to(x.dtype)
+    _, n_sites, k_out, k_in = cores.shape
+    wide = z.float()
+    n_single = tasks.single_rows.shape[0]
+    parts: list[Tensor] = []
+    if n_single:
+        gathered = cores.index_select(0, tasks.single_rows).view(n_single * n_sites, k_out, k_in)
+        mixed = torch.bmm(gathered, wide[:n_single].view(n_single * n_sites, k_in, 1))
+        parts.append(mixed.view(n_single, n_sites * k_out))
+    for run in tasks.runs:
+        per_site = wide[run.start : run.end].view(-1, n_sites, k_in).transpose(0, 1)
+        mixed = torch.bmm(per_site, cores[run.row].transpose(1, 2))
+        parts.append(mixed.transpose(0, 1).reshape(-1, n_sites * k_out))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(z.dtype)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from onebasis.core.ids import BASE_SLOT
-from onebasis.kernels.grouped import TaskRun, TokenTasks
 from onebasis.kernels.packed_linear import frozen_linear
 from onebasis.kernels.select import CoreProduct, add_group_update_
+from onebasis.kernels.torch_batched import TaskRun, TokenTasks
 from onebasis.model.batch import ForwardBatch
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.sites import linear_sites, site_layer
