@@ -129,6 +129,9 @@ def serve(
     tenant_concurrent_requests: Annotated[
         int | None, typer.Option(envvar="ONEBASIS_TENANT_CONCURRENT_REQUESTS")
     ] = None,
+    receive_timeout_s: Annotated[
+        float, typer.Option(envvar="ONEBASIS_RECEIVE_TIMEOUT_S")
+    ] = _DEFAULTS.receive_timeout_s,
     drain_s: Annotated[int, typer.Option(envvar="ONEBASIS_DRAIN_S")] = _DEFAULTS.drain_s,
     log_level: Annotated[str, typer.Option(envvar="ONEBASIS_LOG_LEVEL")] = _DEFAULTS.log_level,
     log_json: Annotated[bool, typer.Option(envvar="ONEBASIS_LOG_JSON")] = _DEFAULTS.log_json,
@@ -146,6 +149,7 @@ def serve(
         server.engine,
         host=config.host,
         port=config.port,
+        receive_timeout_s=config.receive_timeout_s,
         drain_s=config.drain_s,
         max_header_bytes=config.max_header_bytes,
     )

@@ -16,24 +16,11 @@ from onebasis.core.errors import ServeError
 from tests.api.server import RunningServer, ok, refused, wait_until
 from tests.api.test_errors import CODES
 from tests.api.tiny_model import BASE_NAME
+from tests.attacks.raw_http import head, read_answer
 
 GIB = 1024**3
 CAP = 1024 * 1024
 ROUTES = [("PUT", "/v1/tasks/huge"), ("POST", "/v1/completions"), ("POST", "/v1/chat/completions")]
-
-
-def read_answer(connection: socket.socket) -> tuple[int, bytes]:
-    """(status, everything that came until the server closed or fell silent)."""
-    data = b""
-    with contextlib.suppress(TimeoutError, ConnectionError):
-        while piece := connection.recv(65536):
-            data += piece
-    return (int(data.split(b" ", 2)[1]) if data.startswith(b"HTTP/1.1 ") else 0), data
-
-
-def head(method: str, path: str, *fields: str) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Content-Type: application/json", *fields]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
