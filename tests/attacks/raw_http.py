@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import select
 import socket
 from typing import Any
 
@@ -24,19 +26,44 @@ def read_answer(connection: socket.socket) -> tuple[int, bytes]:
 
 
 def exchange(connection: socket.socket, request: bytes) -> tuple[int, bytes]:
-    """Send all, say that no more comes, and read the answer. A server that has stopped listening is no failure here."""
-    with contextlib.suppress(OSError):
+    """Send all and read the first answer: (status, its bytes), (0, b"") if the server closes without one.
+
+    If nothing comes, the end of what we send is told, which the server has to take for a request broken off.
+    """
+    with contextlib.suppress(OSError):  # it may have stopped listening
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
-    return read_answer(connection)
+    if not select.select([connection], [], [], 1.0)[0]:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
+    data = first_answer(connection)
+    return (int(data.split(b" ", 2)[1]) if data else 0), data
+
+
+def first_answer(connection: socket.socket) -> bytes:
+    """One answer, or nothing if the server closes without."""
+    data = b""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        while (length := _length(data)) is None or len(data) < length:
+            piece = connection.recv(65536)
+            if not piece:
+                break
+            data += piece
+    return data[: _length(data)]
+
+
+def _length(data: bytes) -> int | None:
+    """Of the first answer, once its head is here."""
+    top, blank, _ = data.partition(b"\r\n\r\n")
+    found = re.search(rb"(?i)\r\ncontent-length: (\d+)", top)
+    return len(top) + len(blank) + int(found[1]) if blank and found else None
 
 
 def error_of(data: bytes) -> dict[str, Any]:
-    """The envelope in a raw answer, with a code that has the answer's status. Its last answer, if it has several."""
-    head_text, _, body = data[data.rindex(b"HTTP/1.1 ") :].partition(b"\r\n\r\n")
+    """The envelope in a raw answer; its code must have the answer's status."""
+    top, _, body = data.partition(b"\r\n\r\n")
     found = json.loads(body)
     assert found.keys() == {"error"}
     error: dict[str, Any] = found["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert int(head_text.split(b" ", 2)[1]) == CODES[error["code"]]
+    assert int(top.split(b" ", 2)[1]) == CODES[error["code"]]
     return error

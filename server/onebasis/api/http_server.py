@@ -146,4 +146,6 @@ class EnvelopeProtocol(H11Protocol):
                 h11.EndOfMessage(),
             )
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what the application still says goes nowhere
         self.transport.close()
