@@ -20,11 +20,11 @@ class Subject:
     basis: Path
     coefficients: tuple[Path, ...]
 
-    def server(self, folder: Path) -> ServerProcess:
-        """A server of it on a free port, with a registry of its own; registry and log lie in `folder`."""
+    def server(self, folder: Path, *, store: str | None = None) -> ServerProcess:
+        """A server of it on a free port; its log lies in `folder`, as does its registry unless `store` is a URL."""
         options = [
             *("--model", str(self.model), "--basis", str(self.basis), "--served-model-name", "base"),
-            *("--store", f"sqlite:///{folder / 'tasks.db'}", "--log-level", "warning"),
+            *("--store", store or f"sqlite:///{folder / 'tasks.db'}", "--log-level", "warning"),
         ]
         return ServerProcess(options, port=_free_port(), log=folder / "server.log")
 

@@ -59,6 +59,7 @@ class RunningServer:
             parts.engine,
             host="127.0.0.1",
             port=self.port,
+            receive_timeout_s=self.config.receive_timeout_s,
             drain_s=2,
             max_header_bytes=64 * 1024,
         )

@@ -39,6 +39,7 @@ CODES = {
     "precondition_failed": 412,
     "task_already_loaded": 400,
     "body_too_large": 413,
+    "request_timeout": 408,
     "no_basis": 400,
     "invalid_coefficients": 400,
     "pickle_refused": 400,

@@ -16,24 +16,11 @@ from onebasis.core.errors import ServeError
 from tests.api.server import RunningServer, ok, refused, wait_until
 from tests.api.test_errors import CODES
 from tests.api.tiny_model import BASE_NAME
+from tests.attacks.raw_http import head, read_answer
 
 GIB = 1024**3
 CAP = 1024 * 1024
 ROUTES = [("PUT", "/v1/tasks/huge"), ("POST", "/v1/completions"), ("POST", "/v1/chat/completions")]
-
-
-def read_answer(connection: socket.socket) -> tuple[int, bytes]:
-    """(status, everything that came until the server closed or fell silent)."""
-    data = b""
-    with contextlib.suppress(TimeoutError, ConnectionError):
-        while piece := connection.recv(65536):
-            data += piece
-    return (int(data.split(b" ", 2)[1]) if data.startswith(b"HTTP/1.1 ") else 0), data
-
-
-def head(method: str, path: str, *fields: str) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Content-Type: application/json", *fields]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -74,56 +61,6 @@ def test_a_chunked_body_just_over_the_cap_is_told_so(server):
         connection.sendall(b"%x\r\n" % (CAP + 1) + b" " * (CAP + 1) + b"\r\n")
         status, data = read_answer(connection)
     assert (status, b'"code":"body_too_large"' in data) == (413, True)
-
-
-LIES = {
-    "less than announced": (["Content-Length: 5000"], b"short"),
-    "more than announced": (["Content-Length: 4"], b"PK\x03\x04" * 500),
-    "two lengths": (["Content-Length: 4", "Content-Length: 5"], b"abcde"),
-    "length and chunks": (["Content-Length: 4", "Transfer-Encoding: chunked"], b"0\r\n\r\n"),
-    "a length below 0": (["Content-Length: -1"], b""),
-    "a length in words": (["Content-Length: many"], b""),
-    "a length in other digits": (["Content-Length: \u0661"], b""),
-    "a length of 5000 digits": (["Content-Length: " + "9" * 5000], b""),
-    "a chunk size in words": (["Transfer-Encoding: chunked"], b"many\r\nabc\r\n0\r\n\r\n"),
-    "a chunk size of 2^64": (["Transfer-Encoding: chunked"], b"10000000000000000\r\nabc\r\n"),
-    "an unknown encoding": (["Transfer-Encoding: gzip, chunked"], b"0\r\n\r\n"),
-    "a header without end": (["X-Long: " + "a" * 200_000], b""),
-    "many headers": ([f"X-{i}: a" for i in range(5000)], b""),
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_headers_that_lie_about_the_body(server, caplog, lie):
-    fields, body = LIES[lie]
-    before = server.text("alpha")
-    with server.raw() as connection:
-        connection.settimeout(3)
-        with contextlib.suppress(OSError):
-            connection.sendall("\r\n".join(["PUT /v1/tasks/liar HTTP/1.1", "Host: x", *fields, "", ""]).encode() + body)
-            connection.shutdown(socket.SHUT_WR)
-        status, data = read_answer(connection)
-    assert status == 0 or 400 <= status < 500, data
-    refused(server.client.get("/v1/tasks/liar"), 404, "task_not_found")
-    assert server.text("alpha") == before
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
-
-
-def test_garbage_on_the_port(server):
-    for garbage in (
-        b"\x16\x03\x01\x02\x00\x01\x00",
-        b"\x00" * 10_000,
-        b"GET\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    ):
-        with server.raw() as connection:
-            connection.settimeout(3)
-            with contextlib.suppress(OSError):
-                connection.sendall(garbage)
-                connection.shutdown(socket.SHUT_WR)
-            status, _ = read_answer(connection)
-            assert status == 0 or 400 <= status < 500
-    assert server.client.get("/health").status_code == 200
 
 
 def test_uploads_that_stall_block_nobody(server, tiny):

@@ -87,6 +87,10 @@ class BodyTooLarge(RequestError, code="body_too_large"):
     """The body is over the cap. It was not read further."""
 
 
+class RequestTimeout(RequestError, code="request_timeout"):
+    """The request did not come in time; the server closed the connection."""
+
+
 class NoBasis(RequestError, code="no_basis"):
     """The server was started without a basis, so it can't hold tasks."""
 

@@ -26,6 +26,7 @@ STATUSES: Final[Mapping[type[errors.ServeError], int]] = MappingProxyType(
         errors.VersionNotFound: 404,
         errors.RouteNotFound: 404,
         errors.MethodNotAllowed: 405,
+        errors.RequestTimeout: 408,
         errors.PreconditionFailed: 412,
         errors.BodyTooLarge: 413,
         errors.HeadersTooLarge: 431,

@@ -1,11 +1,13 @@
-"""uvicorn, with our drain on SIGTERM and our envelope for what is no HTTP."""
+"""uvicorn, with our drain on SIGTERM, our envelope for what is no HTTP, and a bound on how slowly requests come."""
 
 import asyncio
 import logging
 import signal
 import socket
+from functools import partial
+from http import HTTPStatus
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import h11
 import uvicorn
@@ -14,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from onebasis.api.drain import Drain
 from onebasis.api.errors import error_response
-from onebasis.core.errors import Draining, RequestError
+from onebasis.core.errors import Draining, RequestError, RequestTimeout
 from onebasis.engine.interface import Engine
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class HttpServer(uvicorn.Server):
         *,
         host: str,
         port: int,
+        receive_timeout_s: float,
         drain_s: float,
         max_header_bytes: int,
     ) -> None:
@@ -42,7 +45,7 @@ class HttpServer(uvicorn.Server):
                 app,
                 host=host,
                 port=port,
-                http=EnvelopeProtocol,
+                http=partial(EnvelopeProtocol, receive_timeout_s),  # type: ignore[arg-type]  # it is only called
                 h11_max_incomplete_event_size=max_header_bytes,
                 ws="none",
                 log_config=None,
@@ -87,15 +90,62 @@ class HttpServer(uvicorn.Server):
 
 
 class EnvelopeProtocol(H11Protocol):
-    """Answers bytes that are no HTTP with the one envelope; uvicorn's own answer is plain text."""
+    """One connection. Bytes that are no HTTP, and requests that come too slowly, end it with the one envelope.
+
+    Invariant: `_deadline` runs from the first moment at which a request may come, or its first byte on a kept
+    connection, until its last byte is here. uvicorn's own timer is for connections that are silent between requests.
+    """
+
+    def __init__(self, receive_timeout_s: float, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._receive_timeout_s = receive_timeout_s
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_deadline()
+
+    def data_received(self, data: bytes) -> None:
+        self._start_deadline()
+        super().data_received(data)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._stop_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_deadline()
+        super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        answer = error_response(RequestError(f"{msg} Send HTTP/1.1 as RFC 9112 has it."))
-        headers = [*answer.raw_headers, (b"connection", b"close")]
-        for event in (
-            h11.Response(status_code=answer.status_code, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=bytes(answer.body)),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        self._refuse(RequestError(f"{msg} Send HTTP/1.1 as RFC 9112 has it."))
+
+    def _start_deadline(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self._receive_timeout_s, self._on_deadline)
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _on_deadline(self) -> None:
+        if not self.transport.is_closing():
+            self._refuse(RequestTimeout(limit_s=self._receive_timeout_s))
+
+    def _refuse(self, error: RequestError) -> None:
+        """End the connection; with an answer, unless one is under way or sent already."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            answer = error_response(error)
+            headers = [*answer.raw_headers, (b"connection", b"close")]
+            reason = HTTPStatus(answer.status_code).phrase.encode()
+            events = (
+                h11.Response(status_code=answer.status_code, headers=headers, reason=reason),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            )
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what the application still says goes nowhere
         self.transport.close()

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 
@@ -98,6 +99,14 @@ def write_container(container: Container) -> bytes:
     return b"".join([_HEADER_LENGTH.pack(len(text)), text, *chunks])
 
 
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; parsers differ on which one counts of two fields of one name. Raises ValueError for such."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a name comes twice")
+    return fields
+
+
 def _refuse_pickle(start: bytes) -> None:
     if start.startswith(_ZIP) or (start.startswith(_PICKLE) and start[8:9] != b"{"):
         raise PickleRefused
@@ -116,13 +125,13 @@ def _header_length(start: bytes, *, size_bytes: int) -> int:
 
 def _parse_header(text: bytes, *, size_bytes: int) -> Header:
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=unique_names)
         metadata = fields.pop("__metadata__", {})
         shapes = {name: tuple(map(operator.index, tensor["shape"])) for name, tensor in fields.items()}
         dtypes = {name: str(tensor["dtype"]) for name, tensor in fields.items()}
         end = max((operator.index(tensor["data_offsets"][1]) for tensor in fields.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise NotSafetensors("its header is not the JSON of a safetensors file") from error
+        raise NotSafetensors("its header is not the JSON of a safetensors file, or has a name twice") from error
     needed = _HEADER_LENGTH.size + len(text) + end
     if needed > size_bytes:
         raise TruncatedFile(needed_bytes=needed, found_bytes=size_bytes)

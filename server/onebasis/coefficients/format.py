@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from onebasis.coefficients.container import Container, RawTensor, read_container, write_container
+from onebasis.coefficients.container import Container, RawTensor, read_container, unique_names, write_container
 from onebasis.core.errors import (
     InvalidMetadata,
     MissingTensor,
@@ -30,6 +30,7 @@ _TENSOR: Final = "coefficients"
 _DTYPES: Final = ("F16", "BF16", "F32")
 _MAX_IDENTITY_CHARS: Final = 200
 _MAX_NESTING: Final = 32
+_MAX_PROVENANCE_CHARS: Final = 64 * 1024  # it is in every card, also in a page of a thousand
 _SHOWN: Final = slice(100)  # of a stranger's text in a message
 
 
@@ -189,9 +190,12 @@ def _optional_sites(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
 
 def _provenance(metadata: Mapping[str, str]) -> Mapping[str, Any]:
     text = metadata.get("provenance", "{}")
-    provenance = _json(text)
+    provenance = _json(text) if len(text) <= _MAX_PROVENANCE_CHARS else None
     if not isinstance(provenance, dict):
-        allowed = f"a JSON object, nested at most {_MAX_NESTING} deep, without NaN or infinity"
+        allowed = (
+            f"a JSON object, nested at most {_MAX_NESTING} deep, of at most {_MAX_PROVENANCE_CHARS} characters, "
+            f"without NaN, infinity or a name that comes twice"
+        )
         raise InvalidMetadata("provenance", found=text[_SHOWN], allowed=allowed)
     return provenance
 
@@ -199,7 +203,7 @@ def _provenance(metadata: Mapping[str, str]) -> Mapping[str, Any]:
 def _json(text: str) -> object:
     """The value, or None if it can't go out again in an answer: no JSON, NaN, half a character, too deep."""
     try:
-        value: object = json.loads(text)
+        value: object = json.loads(text, object_pairs_hook=unique_names)
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
         return value if _nesting(value) <= _MAX_NESTING else None
     except (ValueError, RecursionError):

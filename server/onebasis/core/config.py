@@ -97,6 +97,8 @@ class ServeConfig(BaseModel):
     """The same of tokens in prompts and answers."""
     tenant_concurrent_requests: int | None = Field(default=None, ge=0)
     """The same of requests that run at once."""
+    receive_timeout_s: float = Field(default=60, gt=0)
+    """Within this a request's head and body must have come, or it is 408 and its connection is closed."""
     drain_s: int = Field(default=30, ge=0)
     """How long requests may go on after SIGTERM; then they end with an error."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -226,6 +226,15 @@ class HeadersTooLarge(RequestError):
         super().__init__(f"the header may have {limit_bytes} bytes, found {found_bytes}; see --max-header-bytes")
 
 
+class RequestTimeout(RequestError):
+    """The request's head and body did not come in time. The connection is closed."""
+
+    code = "request_timeout"
+
+    def __init__(self, *, limit_s: float) -> None:
+        super().__init__(f"a whole request must come within {limit_s:g} s; send it faster, or see --receive-timeout-s")
+
+
 class NoBasis(RequestError):
     """The server was started without a basis, so it can't hold tasks."""
 
