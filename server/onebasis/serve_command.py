@@ -29,6 +29,7 @@ def serve(**settings: Any) -> None:
         port=config.port,
         drain_s=config.drain_s,
         max_header_bytes=config.max_header_bytes,
+        receive_timeout_s=config.receive_timeout_s,
     )
     try:
         http.run()
