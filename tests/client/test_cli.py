@@ -56,6 +56,29 @@ def test_push_registers_and_tells_the_digest(run, server, file):
     assert server.client.get("/v1/tasks/pushed/content").content == file.read_bytes()
 
 
+def test_push_notes_metadata(run, server, file):
+    noted = ("--metadata", "run=7", "--metadata", "why=a=b")
+    done(run("push", str(file), "--name", "pushed", *noted))
+    assert server.client.get("/v1/tasks/pushed").json()["metadata"] == {"run": "7", "why": "a=b"}
+    done(run("push", str(file), "--name", "pushed"))
+    assert server.client.get("/v1/tasks/pushed").json()["metadata"] == {"run": "7", "why": "a=b"}
+    for wrong in (["run"], ["=7"], ["run=7", "run=8"]):
+        given = [word for item in wrong for word in ("--metadata", item)]
+        failed(run("push", str(file), "--name", "pushed", *given), 2, "KEY=VALUE")
+
+
+def test_blend_stores_a_weighted_sum(run, server, file):
+    stored = done(run("blend", "alpha=0.5", "beta=-0.25", "--name", "pushed", "--metadata", "why=test", "--if-absent"))
+    card = server.client.get("/v1/tasks/pushed").json()
+    assert stored == f"pushed: registered, {card['digest']}\n"
+    assert card["metadata"] == {"why": "test"}
+    blend = [{"task": "alpha", "weight": 0.5}, {"task": "beta", "weight": -0.25}]
+    assert server.text("pushed") == server.complete(blend=blend)["choices"][0]["text"]
+    failed(run("blend", "alpha=1", "--name", "pushed", "--if-absent"), 1, "[precondition_failed]")
+    failed(run("blend", "alpha=much", "--name", "pushed"), 2, "number")
+    failed(run("blend", "alpha", "--name", "pushed"), 2, "KEY=VALUE")
+
+
 def test_push_respects_its_conditions(run, file):
     done(run("push", str(file), "--name", "pushed", "--if-absent"))
     failed(run("push", str(file), "--name", "pushed", "--if-absent"), 1, "[precondition_failed]")
@@ -151,6 +174,12 @@ def test_a_server_that_can_not_be_reached_is_exit_code_3(run):
     failed(
         run("wait", "--timeout-s", "0.1", ONEBASIS_URL="http://127.0.0.1:1"), 3, "can't connect to http://127.0.0.1:1"
     )
+
+
+@pytest.mark.parametrize(("status", "code"), [(504, "deadline_exceeded"), (429, "quota_exceeded")])
+def test_a_server_that_has_no_time_or_room_now_is_exit_code_3(run, status, code):
+    with flaky_server(refusal(status, code, Retry_After="3600")) as flaky:
+        failed(run("show", "alpha", ONEBASIS_URL=flaky.url), 3, f"[{code}]")
 
 
 def test_a_server_that_fails_or_is_another_service_is_exit_code_4(run):

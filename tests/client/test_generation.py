@@ -1,5 +1,7 @@
 """Generation through both clients, against a real server."""
 
+import json
+
 import pytest
 
 from onebasis.engine.runner import Runner
@@ -9,6 +11,19 @@ from tests.api.tiny_model import BASE_NAME
 
 QUIET = {"temperature": 0, "ignore_eos": True, "max_tokens": 8}
 CHAT = [{"role": "user", "content": "the cat"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+CALLS = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 200, "seed": 1}
 
 
 def test_a_completion_is_the_servers_answer_and_says_which_bytes_made_it(client, server):
@@ -153,3 +168,92 @@ def test_models_are_the_base_and_the_tasks(client):
     assert (base.id, base.parent, base.digest) == (BASE_NAME, None, None)
     card = next(card for card in tasks if card.id == "alpha")
     assert (card.parent, card.digest) == (BASE_NAME, client.show("alpha").digest)
+
+
+def test_a_call_of_a_tool_is_typed_and_goes_back_with_its_result(client):
+    answer = client.chat("alpha", CHAT, **CALLS)
+    choice = answer.choices[0]
+    assert (choice.finish_reason, choice.message.content, answer.text) == ("tool_calls", None, "")
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, call.index) == ("weather", None)
+    assert call.arguments == json.loads(call.function.arguments)
+    assert call.arguments["city"] in ("Rome", "Oslo")
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    turns = [*CHAT, choice.message.as_turn(), result]
+    longer = client.chat("alpha", turns, tools=[WEATHER], tool_choice="none", **QUIET)
+    assert longer.choices[0].message.tool_calls == ()
+    assert longer.usage.prompt_tokens > client.chat("alpha", CHAT, **QUIET).usage.prompt_tokens
+    assert client.chat("alpha", [*turns, longer.choices[0].message.as_turn(), *CHAT], **QUIET).text
+
+
+def test_a_streamed_call_is_the_whole_answers(client):
+    with client.stream_chat("alpha", CHAT, **CALLS) as chunks:
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+    (streamed,) = [call for choice in choices for call in choice.delta.tool_calls]
+    (whole,) = client.chat("alpha", CHAT, **CALLS).choices[0].message.tool_calls
+    assert (streamed.index, streamed.function) == (0, whole.function)
+    assert choices[-1].finish_reason == "tool_calls"
+
+
+def test_the_shape_of_an_answer_can_be_asked_for(client):
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    named = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    options = {"max_tokens": 100, "seed": 1}
+    assert json.loads(client.chat("alpha", CHAT, response_format=named, **options).text)["n"] in (1, 2)
+    assert client.complete("beta", "the", structured_outputs={"choice": ["yes", "no"]}, **options).text in ("yes", "no")
+    with pytest.raises(api_errors.InvalidGrammar):
+        client.complete("beta", "the", structured_outputs={"regex": "("})
+
+
+def test_an_echoed_prompt_is_scored(client, server):
+    ids = server.model.encode("the cat sat")
+    answer = client.complete("alpha", ids, echo=True, max_tokens=0, logprobs=1)
+    logprobs = answer.choices[0].logprobs
+    assert len(logprobs.tokens) == len(ids)
+    assert (logprobs.token_logprobs[0], logprobs.top_logprobs[0]) == (None, None)
+    assert all(logprob < 0 for logprob in logprobs.token_logprobs[1:])
+    assert answer.text == "the cat sat"
+
+
+def test_the_best_of_several_answers_is_kept(client):
+    answer = client.complete("alpha", "the cat", best_of=4, n=2, max_tokens=4, seed=3)
+    assert len(answer.choices) == 2
+    with pytest.raises(api_errors.InvalidParameter):
+        client.complete("alpha", "the cat", best_of=1, n=2)
+
+
+def test_tokens_of_a_prompt_that_were_known_are_counted(client, server):
+    ids = server.model.encode("the cat sat on the mat " * 12)
+    first = client.complete("gamma", ids, **QUIET).usage
+    again = client.complete("gamma", ids, **QUIET).usage
+    assert first.prompt_tokens == again.prompt_tokens == len(ids)
+    assert 0 < again.prompt_tokens_details.cached_tokens < len(ids)
+
+
+@pytest.mark.parametrize("kind", ["stream_completion", "stream_chat"])
+def test_every_chunk_can_have_the_usage_so_far(client, kind):
+    prompt = "the cat" if kind == "stream_completion" else CHAT
+    with getattr(client, kind)("alpha", prompt, continuous_usage_stats=True, **QUIET) as chunks:
+        counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 8
+    assert len(set(counts)) == 8
+
+
+def test_a_request_that_has_no_more_time_has_its_own_error(client):
+    with pytest.raises(api_errors.DeadlineExceeded) as caught:
+        client.complete(BASE_NAME, "the cat", timeout=0.05, priority=-1, max_tokens=2000, ignore_eos=True)
+    assert (caught.value.status, isinstance(caught.value, api_errors.CapacityError)) == (504, False)
+
+
+def test_tokens_of_a_text_and_of_a_chat_and_back(client, server):
+    found = client.tokenize("the cat", return_token_strs=True)
+    assert list(found.tokens) == server.model.encode("the cat")
+    assert (found.count, len(found.token_strs)) == (len(found.tokens), len(found.tokens))
+    assert client.detokenize(found.tokens) == "the cat"
+    assert client.tokenize("the cat").token_strs is None
+    assert client.tokenize(CHAT, model="alpha").count == client.chat("alpha", CHAT, **QUIET).usage.prompt_tokens
+    with pytest.raises(api_errors.ModelNotFound):
+        client.tokenize("the cat", model="nobody")
+    with pytest.raises(api_errors.InvalidParameter):
+        client.detokenize([10**6])

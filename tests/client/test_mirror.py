@@ -1,4 +1,4 @@
-"""The client repeats two tables of the server: its errors, and the options of generation. Both must stay equal."""
+"""The client repeats two tables of the server: its errors, and the fields of its bodies. Both must stay equal."""
 
 import inspect
 import re
@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from onebasis.api.schemas import ChatBody, CompletionBody, GenerationBody
+from onebasis.api import schemas, structured, tenants, tools
 from onebasis.core import errors as server_errors
-from onebasis_client import ApiError, api_errors
-from onebasis_client.options import ChatOptions, CompletionOptions, GenerationOptions
+from onebasis.identity import errors as identity_errors
+from onebasis.identity.caller import Scope as ServerScope
+from onebasis_client import ApiError, access, api_errors, messages, options
 
 DOCUMENT = Path(__file__).parents[2] / "server" / "docs" / "errors.md"
 CODES = {
     cls.code: cls
-    for cls in vars(server_errors).values()
+    for module in (server_errors, identity_errors)
+    for cls in vars(module).values()
     if inspect.isclass(cls)
     and issubclass(cls, server_errors.ServeError)
     and not issubclass(cls, server_errors.SetupError)
@@ -52,11 +54,37 @@ def test_a_class_has_the_servers_name_and_the_servers_place_in_the_tree(code):
     ]
 
 
-@pytest.mark.parametrize(
-    ("options", "body"),
-    [(GenerationOptions, GenerationBody), (CompletionOptions, CompletionBody), (ChatOptions, ChatBody)],
-)
-def test_the_options_are_the_fields_of_the_servers_body(options, body):
-    fields = body.model_fields.keys() - NOT_OPTIONS
-    assert not fields - options.__annotations__.keys(), f"{options.__name__} in onebasis_client/options.py lacks these"
-    assert not options.__annotations__.keys() - fields, f"{options.__name__}: the server does not know these"
+BODIES = {
+    options.GenerationOptions: schemas.GenerationBody,
+    options.CompletionOptions: schemas.CompletionBody,
+    options.ChatOptions: schemas.ChatBody,
+    options.ResponseFormat: structured.ResponseFormat,
+    options.JsonSchema: structured.JsonSchema,
+    options.StructuredOutputs: structured.StructuredOutputs,
+    messages.Message: schemas.ChatMessage,
+    messages.TextPart: schemas.TextPart,
+    messages.Tool: tools.Tool,
+    messages.Function: tools.FunctionTool,
+    messages.ToolChoice: tools.ToolChoice,
+    messages.FunctionName: tools.FunctionChoice,
+    messages.Call: tools.ToolCall,
+    messages.CalledFunction: tools.CalledFunction,
+    access.Limits: tenants.QuotaBody,
+}
+
+
+@pytest.mark.parametrize("ours", BODIES, ids=lambda ours: ours.__name__)
+def test_a_typed_dict_has_the_fields_of_the_servers_body(ours):
+    fields = {field.alias or name for name, field in BODIES[ours].model_fields.items()} - NOT_OPTIONS
+    assert not fields - ours.__annotations__.keys(), f"{ours.__name__} of the client lacks these"
+    assert not ours.__annotations__.keys() - fields, f"{ours.__name__}: the server does not know these"
+
+
+@pytest.mark.parametrize("ours", BODIES, ids=lambda ours: ours.__name__)
+def test_what_the_server_requires_a_typed_dict_requires(ours):
+    required = {name for name, field in BODIES[ours].model_fields.items() if field.is_required()} - NOT_OPTIONS
+    assert ours.__required_keys__ == required
+
+
+def test_scopes_are_the_servers():
+    assert {*access.Scope} == {*ServerScope}

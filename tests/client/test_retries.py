@@ -55,6 +55,16 @@ def test_the_wait_may_be_told_in_milliseconds_or_as_a_date(connect, name):
         assert server.pauses_s()[0] < 0.8
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(429, "quota_exceeded"), (429, "tenant_queue_full"), (503, "draining"), (503, "engine_stopped")],
+)
+def test_what_may_pass_by_itself_is_tried_again(connect, status, code):
+    with flaky_server(refusal(status, code, Retry_After="0"), answer(200, _completion())) as server:
+        assert connect(server.url, retries=FAST).complete("m", "p").text == "hi"
+    assert len(server.seen) == 2
+
+
 def test_a_wait_that_is_too_long_is_left_to_the_caller(connect):
     with (
         flaky_server(refusal(429, "queue_full", Retry_After="3600")) as server,
@@ -84,6 +94,9 @@ def test_pauses_double_up_to_a_limit_and_jitter_shortens_them():
         refusal(400, "invalid_parameter"),
         refusal(500, "internal"),
         refusal(404, "task_not_found"),
+        refusal(401, "invalid_api_key"),
+        refusal(403, "permission_denied"),
+        refusal(504, "deadline_exceeded"),
         answer(502, b"<html>"),
     ],
 )
@@ -99,6 +112,24 @@ def test_a_gateways_503_needs_no_envelope(connect):
     assert len(server.seen) == 2
 
 
+KEY = {
+    "id": "key-1",
+    "label": "l",
+    "scopes": ["admin"],
+    "tenant": None,
+    "created_at": 1,
+    "expires_at": None,
+    "revoked_at": None,
+    "key": "ob_1",
+}
+QUOTA = {
+    "tenant": "t",
+    "tasks": 1,
+    "bytes": None,
+    "requests_per_minute": None,
+    "tokens_per_minute": None,
+    "concurrent_requests": None,
+}
 WRITES = {
     "plain upload": (lambda c: c.register("a", b"data"), answer(201, TASK), True),
     "upload if absent": (lambda c: c.register("a", b"data", if_absent=True), answer(201, TASK), False),
@@ -107,6 +138,9 @@ WRITES = {
     "roll back if match": (lambda c: c.roll_back("a", "sha256:0", if_match="sha256:1"), answer(201, TASK), False),
     "blend": (lambda c: c.store_blend("a", {"b": 1.0}), answer(201, TASK), True),
     "delete": (lambda c: c.delete("a"), answer(200, {}), False),
+    "make a key": (lambda c: c.create_key("l", ["admin"]), answer(201, KEY), False),
+    "revoke a key": (lambda c: c.revoke_key("key-1"), answer(200, {}), True),
+    "set a quota": (lambda c: c.set_quota("t", tasks=1), answer(200, QUOTA), True),
 }
 
 

@@ -1,7 +1,11 @@
 """What generation answers. Field names are those of the JSON, which is OpenAI's."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from onebasis_client.messages import Call, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +35,25 @@ class Attribution:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTokensDetails:
+    """`cached_tokens`: of the prompt, those that were known from requests before."""
+
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of the whole request, all its choices together."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionLogprobs:
-    """Four lists, one entry for each token."""
+    """Four lists, one entry for each token, an echoed prompt's before the answer's. The first of a prompt has none."""
 
     tokens: tuple[str, ...]
     token_logprobs: tuple[float | None, ...]
@@ -104,11 +116,45 @@ class ChatLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class CalledFunction:
+    """`arguments`: text of a JSON object, as the model wrote it; cut where its answer was."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool, always whole. `index`: its number in the choice; chunks alone have it."""
+
+    id: str
+    function: CalledFunction
+    index: int | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The parsed arguments. Raises ValueError if they were cut."""
+        found: dict[str, Any] = json.loads(self.function.arguments)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
     """The model's turn."""
 
     role: str
     content: str | None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def as_turn(self) -> Message:
+        """The same as a message of the next request."""
+        if not self.tool_calls:
+            return {"role": "assistant", "content": self.content}
+        calls: list[Call] = [
+            {"id": call.id, "function": {"name": call.function.name, "arguments": call.function.arguments}}
+            for call in self.tool_calls
+        ]
+        return {"role": "assistant", "content": self.content, "tool_calls": calls}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +191,7 @@ class ChatDelta:
 
     role: str | None = None
     content: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,3 +239,20 @@ class ModelList:
     """All of them, the base first."""
 
     data: tuple[ModelCard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of a text or a chat. `token_strs`: how the tokenizer spells them, if asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: tuple[int, ...]
+    token_strs: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text of tokens."""
+
+    prompt: str

@@ -1,9 +1,10 @@
-"""The server's own errors: a class for each code, in the tree of onebasis/core/errors.py.
+"""The server's own errors: a class for each code, in the tree of the server's own.
 
     ApiError
       RequestError        the caller can fix it
         CoefficientError  the uploaded file is at fault; nothing was stored
       CapacityError       nothing is wrong with the request; retry later
+      DeadlineExceeded    the request's own time is over; the same request would need more of it
 
 To mirror a new code, add its class: the table at the end finds it. What to do about each: the server's docs/errors.md.
 """
@@ -25,6 +26,10 @@ class InvalidParameter(RequestError, code="invalid_parameter"):
 
 class UnsupportedParameter(RequestError, code="unsupported_parameter"):
     """A parameter that this server does not honour is refused, never ignored."""
+
+
+class InvalidGrammar(RequestError, code="invalid_grammar"):
+    """A grammar, regex or JSON schema can't be used to constrain an answer."""
 
 
 class InvalidJson(RequestError, code="invalid_json"):
@@ -53,6 +58,10 @@ class TaskAlreadyLoaded(RequestError, code="task_already_loaded"):
 
 class TaskUnusable(RequestError, code="task_unusable"):
     """The task is registered, but its stored coefficients can't serve under the loaded basis."""
+
+
+class NonFiniteOutput(RequestError, code="non_finite_output"):
+    """The task's coefficients are finite, but the model overflows under them: there is no text to answer with."""
 
 
 class RouteNotFound(RequestError, code="route_not_found"):
@@ -89,6 +98,22 @@ class BodyTooLarge(RequestError, code="body_too_large"):
 
 class RequestTimeout(RequestError, code="request_timeout"):
     """The request did not come in time; the server closed the connection."""
+
+
+class HeadersTooLarge(RequestError, code="headers_too_large"):
+    """The header fields are over the cap."""
+
+
+class InvalidApiKey(RequestError, code="invalid_api_key"):
+    """No key, or one that does not count (any more). All of them read alike: a guess learns nothing."""
+
+
+class PermissionDenied(RequestError, code="permission_denied"):
+    """The caller is known and may not do this."""
+
+
+class KeyNotFound(RequestError, code="key_not_found"):
+    """No key has this id."""
 
 
 class NoBasis(RequestError, code="no_basis"):
@@ -167,12 +192,28 @@ class QueueFull(CapacityError, code="queue_full"):
     """The bounded queue of waiting requests is full."""
 
 
+class TenantQueueFull(CapacityError, code="tenant_queue_full"):
+    """One tenant's share of the queue is full; others still get in."""
+
+
+class QuotaExceeded(CapacityError, code="quota_exceeded"):
+    """The tenant has used up what it may use; `retry_after_s` says when that changes at the earliest."""
+
+
 class EngineStopped(CapacityError, code="engine_stopped"):
     """The engine ended before the request did."""
 
 
+class Draining(CapacityError, code="draining"):
+    """The server is about to end: it takes nothing new, and what was not done in time is cut."""
+
+
 class StoreUnavailable(CapacityError, code="store_unavailable"):
     """The task store can't be read or written now. A write that ends so was not acknowledged."""
+
+
+class DeadlineExceeded(ApiError, code="deadline_exceeded"):
+    """The request had no more time. Never sent again: unchanged it would need as much once more."""
 
 
 class StoreDamaged(ApiError, code="store_damaged"):

@@ -7,13 +7,14 @@ from typing import TypeVar
 
 import httpx
 
-from onebasis_client.calls import Call, Request, StreamCall
+from onebasis_client.calls import Call, Page, Request, StreamCall
 from onebasis_client.connection import Connection, check_events, failure_of, network_errors, reply_of
 from onebasis_client.errors import OneBasisError
 from onebasis_client.events import EventReader
 from onebasis_client.retries import RetryRule
 
 T = TypeVar("T")
+Cursor = TypeVar("Cursor")
 
 
 class AsyncSender:
@@ -37,6 +38,17 @@ class AsyncSender:
             return call.parse(reply_of(response))
 
         return await self._retrying(call.request, attempt, retries or self._retries)
+
+    async def pages(self, page_after: Callable[[Cursor | None], Call[Page[T, Cursor]]]) -> AsyncIterator[T]:
+        """All items of a list, each page fetched when it is reached. Raises OneBasisError."""
+        after = None
+        while True:
+            page = await self.run(page_after(after))
+            for item in page.data:
+                yield item
+            if not page.has_more:
+                return
+            after = page.last_id
 
     @asynccontextmanager
     async def stream(self, call: StreamCall[T]) -> AsyncIterator[AsyncIterator[T]]:

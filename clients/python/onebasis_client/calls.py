@@ -4,12 +4,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+from urllib.parse import quote
 
 from onebasis_client.decode import decode
 from onebasis_client.errors import UnexpectedReply
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Cursor_co = TypeVar("Cursor_co", covariant=True)
 
 OnSent = Callable[[int], None]
 """Told the bytes of the body sent so far; begins again at 0 when the request is sent again."""
@@ -65,11 +68,11 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Call(Generic[T_co]):
     """A request whose answer is read whole."""
 
     request: Request
-    parse: Callable[[Reply], T]
+    parse: Callable[[Reply], T_co]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +83,38 @@ class StreamCall(Generic[T]):
     kind: type[T]
 
 
-def post_json(
-    path: str, body: Mapping[str, Any], *, retry_through: Stage, headers: Mapping[str, str] | None = None
+class Page(Protocol[T_co, Cursor_co]):
+    """Part of a list, and where the next part begins."""
+
+    @property
+    def data(self) -> tuple[T_co, ...]: ...
+
+    @property
+    def last_id(self) -> Cursor_co | None: ...
+
+    @property
+    def has_more(self) -> bool: ...
+
+
+def escaped(segment: str) -> str:
+    """One segment of a path, dots too: `..` must reach the server as a name."""
+    return quote(segment, safe="", errors="replace").replace(".", "%2E")
+
+
+def page_params(limit: int, after: str | int | None) -> dict[str, str]:
+    """Of the page that follows the id `after`, or of the first."""
+    return {"limit": str(limit)} | ({} if after is None else {"after": str(after)})
+
+
+def json_request(
+    method: str, path: str, body: Mapping[str, Any], *, retry_through: Stage, headers: Mapping[str, str] | None = None
 ) -> Request:
-    """A POST with a JSON body, in which the mapping `blend` becomes the list that the server takes."""
+    """A request with a JSON body, in which the mapping `blend` becomes the list that the server takes."""
     if "blend" in body:
         items = [{"task": task, "weight": weight} for task, weight in body["blend"].items()]
         body = {**body, "blend": items}
     return Request(
-        "POST",
+        method,
         path,
         headers={"Content-Type": "application/json", **(headers or {})},
         content=json.dumps(body, separators=(",", ":")).encode(),

@@ -8,11 +8,13 @@ from typing import Self, Unpack
 
 import httpx
 
-from onebasis_client import generation_calls, task_calls
-from onebasis_client.answers import ChatChunk, ChatCompletion, Completion, ModelCard
+from onebasis_client import access_calls, generation_calls, task_calls
+from onebasis_client.access import ApiKey, AuditEntry, Limits, NewKey, Quota, Scope
+from onebasis_client.answers import ChatChunk, ChatCompletion, Completion, ModelCard, Tokens
 from onebasis_client.calls import OnSent
 from onebasis_client.connection import LIMITS, Connection
-from onebasis_client.options import Blend, ChatOptions, CompletionOptions, Message, Prompt
+from onebasis_client.messages import Message, Prompt
+from onebasis_client.options import Blend, ChatOptions, CompletionOptions
 from onebasis_client.retries import Backoff, RetryRule, Until
 from onebasis_client.sender import Sender
 from onebasis_client.tasks import Basis, Registration, Task, Version
@@ -68,20 +70,57 @@ class OneBasis:
         return self._sender.run(generation_calls.chat(model, messages, options))
 
     def stream_completion(
-        self, model: str, prompt: Prompt, **options: Unpack[CompletionOptions]
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        continuous_usage_stats: bool = False,
+        **options: Unpack[CompletionOptions],
     ) -> AbstractContextManager[Iterator[Completion]]:
-        """Continue a prompt, in chunks as they come. Leaving the block early ends the generation on the server."""
-        return self._sender.stream(generation_calls.stream_completion(model, prompt, options))
+        """Continue a prompt, in chunks as they come. Leaving the block early ends the generation on the server.
+
+        Args:
+            continuous_usage_stats: every chunk has the usage so far, not the last one alone.
+        """
+        return self._sender.stream(
+            generation_calls.stream_completion(model, prompt, options, continuous_usage_stats=continuous_usage_stats)
+        )
 
     def stream_chat(
-        self, model: str, messages: Sequence[Message], **options: Unpack[ChatOptions]
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        continuous_usage_stats: bool = False,
+        **options: Unpack[ChatOptions],
     ) -> AbstractContextManager[Iterator[ChatChunk]]:
-        """Answer a chat, in chunks as they come. Leaving the block early ends the generation on the server."""
-        return self._sender.stream(generation_calls.stream_chat(model, messages, options))
+        """Answer a chat, in chunks as they come: as `stream_completion`."""
+        return self._sender.stream(
+            generation_calls.stream_chat(model, messages, options, continuous_usage_stats=continuous_usage_stats)
+        )
 
     def models(self) -> tuple[ModelCard, ...]:
         """What `model` may name: the base first, then the tasks that can serve."""
         return self._sender.run(generation_calls.models())
+
+    def tokenize(
+        self,
+        text: str | Sequence[Message],
+        *,
+        model: str | None = None,
+        add_special_tokens: bool = True,
+        return_token_strs: bool = False,
+    ) -> Tokens:
+        """The tokens that a generation from this prompt or chat would begin with. `model`: checked if it is given."""
+        return self._sender.run(
+            generation_calls.tokenize(
+                text, model=model, add_special_tokens=add_special_tokens, return_token_strs=return_token_strs
+            )
+        )
+
+    def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
+        """Text of tokens, special ones too."""
+        return self._sender.run(generation_calls.detokenize(tokens, model=model))
 
     # ------------------------------------------------------------ tasks
 
@@ -112,13 +151,7 @@ class OneBasis:
 
     def tasks(self, page_size: int = 100) -> Iterator[Task]:
         """All tasks by name, fetched page by page while you iterate."""
-        after = None
-        while True:
-            page = self._sender.run(task_calls.page(page_size, after))
-            yield from page.data
-            if not page.has_more:
-                return
-            after = page.last_id
+        return self._sender.pages(lambda after: task_calls.page(page_size, after))
 
     def show(self, name: str) -> Task:
         """A task at its current version."""
@@ -134,13 +167,7 @@ class OneBasis:
 
     def versions(self, name: str, page_size: int = 100) -> Iterator[Version]:
         """The versions of a task, newest first, fetched page by page while you iterate."""
-        after = None
-        while True:
-            page = self._sender.run(task_calls.versions_page(name, page_size, after))
-            yield from page.data
-            if not page.has_more:
-                return
-            after = page.last_id
+        return self._sender.pages(lambda after: task_calls.versions_page(name, page_size, after))
 
     def roll_back(self, name: str, digest: str, *, if_match: str | None = None) -> Registration:
         """Make an older version the current one again, under a new generation. `if_match`: as of `register`."""
@@ -171,6 +198,44 @@ class OneBasis:
     def basis_content(self) -> bytes:
         """The basis file, checked against its digest."""
         return self._sender.run(task_calls.basis_content())
+
+    # ------------------------------------------------------------ access, for admins
+
+    def create_key(
+        self, label: str, scopes: Sequence[Scope], *, tenant: str | None = None, expires_at: int | None = None
+    ) -> NewKey:
+        """Make a key. Its `key` is never shown again.
+
+        Args:
+            label: what it is for.
+            tenant: whose tasks are private to it; the operator's by default.
+            expires_at: Unix time in seconds; by default never.
+        """
+        return self._sender.run(access_calls.create_key(label, scopes, tenant, expires_at))
+
+    def api_keys(self, page_size: int = 100) -> Iterator[ApiKey]:
+        """All keys that were ever made, by id, fetched page by page while you iterate."""
+        return self._sender.pages(lambda after: access_calls.keys_page(page_size, after))
+
+    def revoke_key(self, key_id: str) -> None:
+        """Make a key open nothing any more, on every replica within 2 s."""
+        self._sender.run(access_calls.revoke_key(key_id))
+
+    def quota(self, tenant: str) -> Quota:
+        """What a tenant may use: its own quota, or the server's default."""
+        return self._sender.run(access_calls.quota(tenant))
+
+    def set_quota(self, tenant: str, **limits: Unpack[Limits]) -> Quota:
+        """Replace all limits of a tenant; one that is left out does not limit."""
+        return self._sender.run(access_calls.set_quota(tenant, limits))
+
+    def audit(self, after: int = 0, page_size: int = 100) -> Iterator[AuditEntry]:
+        """Every change of a task, key or quota, oldest first, fetched page by page while you iterate.
+
+        Args:
+            after: id of the last entry that is known; to follow the log, ask again with it. Nothing is skipped.
+        """
+        return self._sender.pages(lambda last: access_calls.audit_page(page_size, after if last is None else last))
 
     # ------------------------------------------------------------ operation
 

@@ -29,14 +29,15 @@ class Backoff:
     Args:
         n_retries: attempts after the first.
         longest_s: longest pause of our own.
-        longest_retry_after_s: a server that asks for more gets no further attempt.
+        longest_retry_after_s: a server that asks for more gets no further attempt. Below the 60 s of a quota that time
+            alone does not free.
         random: numbers in [0, 1).
     """
 
     n_retries: int = 3
     first_s: float = 0.25
     longest_s: float = 8.0
-    longest_retry_after_s: float = 60.0
+    longest_retry_after_s: float = 30.0
     random: Callable[[], float] = random.random
 
     def pause_s(self, request: Request, error: OneBasisError, n_failed: int, /) -> float | None:

@@ -7,13 +7,14 @@ from typing import TypeVar
 
 import httpx
 
-from onebasis_client.calls import Call, Request, StreamCall
+from onebasis_client.calls import Call, Page, Request, StreamCall
 from onebasis_client.connection import Connection, check_events, failure_of, network_errors, reply_of
 from onebasis_client.errors import OneBasisError
 from onebasis_client.events import EventReader
 from onebasis_client.retries import RetryRule
 
 T = TypeVar("T")
+Cursor = TypeVar("Cursor")
 
 
 class Sender:
@@ -36,6 +37,16 @@ class Sender:
             return call.parse(reply_of(response))
 
         return self._retrying(call.request, attempt, retries or self._retries)
+
+    def pages(self, page_after: Callable[[Cursor | None], Call[Page[T, Cursor]]]) -> Iterator[T]:
+        """All items of a list, each page fetched when it is reached. Raises OneBasisError."""
+        after = None
+        while True:
+            page = self.run(page_after(after))
+            yield from page.data
+            if not page.has_more:
+                return
+            after = page.last_id
 
     @contextmanager
     def stream(self, call: StreamCall[T]) -> Iterator[Iterator[T]]:

@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
-from onebasis_client.calls import Call, OnSent, Reply, Request, Stage, post_json
+from onebasis_client.calls import Call, OnSent, Reply, Request, Stage, escaped, json_request, page_params
 from onebasis_client.errors import UnexpectedReply
 from onebasis_client.options import Blend
 from onebasis_client.tasks import Basis, Registration, Task, TaskPage, VersionPage
@@ -45,7 +44,9 @@ def register(
 def roll_back(name: str, digest: str, *, if_match: str | None) -> Call[Registration]:
     conditions = _conditions(if_match)
     body = {"digest": digest}
-    request = post_json(_path(name, "rollback"), body, retry_through=_repeatable(conditions), headers=conditions)
+    request = json_request(
+        "POST", _path(name, "rollback"), body, retry_through=_repeatable(conditions), headers=conditions
+    )
     return Call(request, _registration)
 
 
@@ -54,12 +55,14 @@ def store_blend(
 ) -> Call[Registration]:
     conditions = _conditions(if_match, if_absent=if_absent)
     body = {"blend": blend} | ({} if metadata is None else {"metadata": dict(metadata)})
-    request = post_json(_path(name, "blend"), body, retry_through=_repeatable(conditions), headers=conditions)
+    request = json_request(
+        "POST", _path(name, "blend"), body, retry_through=_repeatable(conditions), headers=conditions
+    )
     return Call(request, _registration)
 
 
 def page(limit: int, after: str | None) -> Call[TaskPage]:
-    return Call(Request("GET", "/v1/tasks", params=_page(limit, after)), lambda reply: reply.decoded(TaskPage))
+    return Call(Request("GET", "/v1/tasks", params=page_params(limit, after)), lambda reply: reply.decoded(TaskPage))
 
 
 def show(name: str) -> Call[Task]:
@@ -77,7 +80,7 @@ def content(name: str, digest: str | None) -> Call[bytes]:
 
 
 def versions_page(name: str, limit: int, after: int | None) -> Call[VersionPage]:
-    request = Request("GET", _path(name, "versions"), params=_page(limit, after))
+    request = Request("GET", _path(name, "versions"), params=page_params(limit, after))
     return Call(request, lambda reply: reply.decoded(VersionPage))
 
 
@@ -99,13 +102,7 @@ def ready() -> Call[None]:
 
 
 def _path(name: str, *rest: str) -> str:
-    """Every part one segment, dots too: `..` must reach the server as a name."""
-    escaped = quote(name, safe="", errors="replace").replace(".", "%2E")
-    return "/".join(("/v1/tasks", escaped, *rest))
-
-
-def _page(limit: int, after: str | int | None) -> dict[str, str]:
-    return {"limit": str(limit)} | ({} if after is None else {"after": str(after)})
+    return "/".join(("/v1/tasks", escaped(name), *rest))
 
 
 def _conditions(if_match: str | None, *, if_absent: bool = False) -> dict[str, str]:

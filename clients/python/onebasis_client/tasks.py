@@ -18,6 +18,7 @@ class Task:
         state: `ready`, or why it can't serve with the `reason`.
         provenance: what the file says about its making: data, recipe, scores.
         metadata: what the writer of this version noted beside it.
+        tenant: to whom it is private; None for a task that all may use.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Task:
     reason: str | None
     provenance: Any
     metadata: Mapping[str, str]
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +9,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from onebasis_client.cli import access
 from onebasis_client.cli.failures import ReportingGroup
 from onebasis_client.cli.output import Output
+from onebasis_client.cli.session import Session, SessionContext, pairs
 from onebasis_client.client import OneBasis
-from onebasis_client.options import ChatOptions, Message
+from onebasis_client.messages import Message
+from onebasis_client.options import ChatOptions
 
 app = typer.Typer(
     cls=ReportingGroup,
@@ -23,23 +25,17 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 the server refused; 2 wrong usage, or a file that can't be read; 3 the server is "
     "busy or can't be reached, try later; 4 the server failed, or is no onebasis server.",
 )
+app.add_typer(access.keys_app, name="keys")
+app.add_typer(access.quota_app, name="quota")
+app.command()(access.audit)
 
 TaskName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the task.")]
+NewName = Annotated[str, typer.Option(help="Name of the task.")]
+Metadata = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="To note beside the version; repeat for more.")
+]
 IfMatch = Annotated[str | None, typer.Option(metavar="DIGEST", help="Only if this is the current version.")]
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What the options before the command decide."""
-
-    client: OneBasis
-    output: Output
-
-
-class SessionContext(typer.Context):
-    """The context of a command."""
-
-    obj: Session
+IfAbsent = Annotated[bool, typer.Option("--if-absent", help="Only if the name is free.")]
 
 
 @app.callback()
@@ -63,21 +59,41 @@ def connect(
 def push(
     context: SessionContext,
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A *.coef.safetensors file.")],
-    name: Annotated[str, typer.Option(help="Name of the task.")],
+    name: NewName,
+    metadata: Metadata = None,
     if_match: IfMatch = None,
-    if_absent: Annotated[bool, typer.Option("--if-absent", help="Only if the name is free.")] = False,
+    if_absent: IfAbsent = False,
 ) -> None:
     """Register a coefficient file under a name."""
+    noted = _noted(metadata)
     content = file.read_bytes()
     with _upload_bar() as progress:
         bar = progress.add_task(file.name, total=len(content))
         registration = context.obj.client.register(
             name,
             content,
+            metadata=noted,
             if_match=if_match,
             if_absent=if_absent,
             on_sent=lambda n_bytes: progress.update(bar, completed=n_bytes),
         )
+    what = "registered" if registration.created else "unchanged"
+    context.obj.output.result(registration, f"{name}: {what}, {registration.task.digest}")
+
+
+@app.command()
+def blend(
+    context: SessionContext,
+    parts: Annotated[list[str], typer.Argument(metavar="TASK=WEIGHT...", help="Such as plural=0.7 polite=0.3.")],
+    name: NewName,
+    metadata: Metadata = None,
+    if_match: IfMatch = None,
+    if_absent: IfAbsent = False,
+) -> None:
+    """Register the weighted sum of tasks, as they stand now, as a task."""
+    registration = context.obj.client.store_blend(
+        name, _weights(parts), metadata=_noted(metadata), if_match=if_match, if_absent=if_absent
+    )
     what = "registered" if registration.created else "unchanged"
     context.obj.output.result(registration, f"{name}: {what}, {registration.task.digest}")
 
@@ -91,7 +107,7 @@ def list_tasks(context: SessionContext) -> None:
 @app.command()
 def show(context: SessionContext, name: TaskName) -> None:
     """Show a task."""
-    context.obj.output.task(context.obj.client.show(name))
+    context.obj.output.fields(context.obj.client.show(name))
 
 
 @app.command()
@@ -162,6 +178,19 @@ def wait(
     with Console(stderr=True).status("waiting for the server"):
         context.obj.client.wait_until_ready(timeout_s)
     context.obj.output.result({"status": "ready"}, "ready")
+
+
+def _noted(metadata: list[str] | None) -> dict[str, str] | None:
+    """Nothing noted is another wish than an empty note."""
+    return None if not metadata else pairs(metadata, "--metadata")
+
+
+def _weights(parts: list[str]) -> dict[str, float]:
+    given = pairs(parts, "TASK=WEIGHT")
+    try:
+        return {task: float(weight) for task, weight in given.items()}
+    except ValueError as error:
+        raise typer.BadParameter(f"a weight needs to be a number: {error}", param_hint="TASK=WEIGHT") from None
 
 
 def _turns(prompt: str | None) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
-from onebasis_client.api_errors import CapacityError, RequestError
+from onebasis_client.api_errors import CapacityError, DeadlineExceeded, RequestError
 from onebasis_client.cli.output import say
 from onebasis_client.errors import ApiError, OneBasisError, UnexpectedReply
 
@@ -34,6 +34,6 @@ def _exit_code(error: OneBasisError) -> int:
     if isinstance(error, RequestError):
         return REFUSED
     is_broken = isinstance(error, UnexpectedReply) or (
-        isinstance(error, ApiError) and not isinstance(error, CapacityError)
+        isinstance(error, ApiError) and not isinstance(error, CapacityError | DeadlineExceeded)
     )
     return BROKEN if is_broken else TRY_LATER

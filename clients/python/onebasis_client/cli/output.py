@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onebasis_client.access import ApiKey, AuditEntry
 from onebasis_client.tasks import Task, Version
 
 if TYPE_CHECKING:
@@ -62,15 +63,47 @@ class Output:
             _add(table, str(version.generation), version.digest, str(version.size_bytes), created, noted)
         Console().print(table)
 
-    def task(self, task: Task) -> None:
-        """All there is to know of one task."""
+    def keys(self, keys: Sequence[ApiKey]) -> None:
+        """A table of keys, or a JSON array."""
         if self.as_json:
-            _json(asdict(task))
+            _json([asdict(key) for key in keys])
+            return
+        table = _table("id", "label", "scopes", "tenant", "created (UTC)", "expires (UTC)", "revoked (UTC)")
+        for key in keys:
+            times = ("-" if at is None else _time(at) for at in (key.created_at, key.expires_at, key.revoked_at))
+            _add(table, key.id, key.label, " ".join(key.scopes), key.tenant or "-", *times)
+        Console().print(table)
+
+    def audit(self, entries: Sequence[AuditEntry]) -> None:
+        """A table of changes, or a JSON array."""
+        if self.as_json:
+            _json([asdict(entry) for entry in entries])
+            return
+        table = _table("id", "at (UTC)", "key", "tenant", "action", "subject", "digest", "request")
+        for entry in entries:
+            digest = "-" if entry.digest is None else short(entry.digest)
+            who = (entry.key_id or "-", entry.tenant or "-")
+            _add(
+                table,
+                str(entry.id),
+                _time(entry.at),
+                *who,
+                entry.action,
+                entry.subject,
+                digest,
+                entry.request_id or "-",
+            )
+        Console().print(table)
+
+    def fields(self, thing: "DataclassInstance") -> None:
+        """All there is to know of one thing, field by field."""
+        if self.as_json:
+            _json(asdict(thing))
             return
         table = Table(box=None, show_header=False)
-        for name, value in asdict(task).items():
+        for name, value in asdict(thing).items():
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
-            _add(table, name, _time(task.created_at) if name == "created_at" else shown)
+            _add(table, name, _time(value) if name == "created_at" else shown)
         Console().print(table)
 
 

@@ -127,6 +127,12 @@ class Library:
         )
         return packed
 
+    def exp_negative(self, numbers: Tensor) -> Tensor:
+        """e^x of numbers that are not positive, as softmax and silu of a step compute it. [n] float32, n by 16."""
+        result = numbers.clone()
+        self._functions.onebasis_exp_negative(c_void_p(result.data_ptr()), c_int32(result.shape[0]))
+        return result
+
     def workspace_bytes(self, model: Model, max_tokens: int, max_visible: int) -> int:
         """Scratch that a step of so many tokens needs."""
         size: int = self._functions.onebasis_workspace_bytes(
