@@ -156,9 +156,10 @@ class TaskRegistry:
             PermissionDenied: a tenant can't change a shared task.
         """
         self._check_spelling(name)
-        if digest not in self._store.digests(name, author.owner):
+        known = self._store.digests(name, author.owner)
+        if digest not in known:
             self._check_owned(name, author)
-            raise VersionNotFound(name, digest)
+            raise VersionNotFound(name, digest) if known else TaskNotFound(name)  # the memory may be older
         coefficients = self._usable(name, digest)
         written = self._store.point(name, digest, author=author, now=int(self._clock()), precondition=precondition)
         return self._registration(written, Binding(coefficients.file, coefficients, reason=None))
