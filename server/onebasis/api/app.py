@@ -23,7 +23,7 @@ from onebasis.api import (
 from onebasis.api.auth import Authenticated
 from onebasis.api.deps import Services
 from onebasis.api.drain import DrainGate
-from onebasis.api.errors import ErrorBody, install_error_handlers
+from onebasis.api.errors import install_error_handlers
 from onebasis.api.middleware import BodyLimit, HeaderLimit, Observed, Traced
 
 _CORS_REQUEST_HEADERS: Final = (
@@ -35,6 +35,10 @@ _CORS_REQUEST_HEADERS: Final = (
     "X-Request-Id",
 )
 _CORS_ANSWER_HEADERS: Final = ("ETag", "Location", "Retry-After", "X-Request-Id")
+_FAILURE: Final = {
+    "description": "Any failure",  # in JSON, also where the route itself answers in something else
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+}
 
 
 def create_app(services: Services) -> FastAPI:
@@ -50,7 +54,7 @@ def create_app(services: Services) -> FastAPI:
     if services.lora_root is not None:
         modules.append(lora_adapters)
     for module in modules:
-        app.include_router(module.router, responses={"default": {"model": ErrorBody, "description": "Any failure"}})
+        app.include_router(module.router, responses={"default": _FAILURE})
     install_error_handlers(app)
     _wrap(app, services)
     return app

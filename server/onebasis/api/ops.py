@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Response
 
 from onebasis.api.deps import ServicesDep
+from onebasis.api.errors import ErrorBody
 from onebasis.core.errors import Draining, EngineStopped
 
 router = APIRouter(tags=["operation"])
@@ -17,7 +18,7 @@ async def live(services: ServicesDep) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/health/ready", summary="May traffic come?")
+@router.get("/health/ready", summary="May traffic come?", responses={503: {"model": ErrorBody}})
 async def ready(services: ServicesDep) -> dict[str, str]:
     """200 until the server drains: model, basis and registry are loaded before the port opens."""
     if services.drain.is_draining:
