@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from transformers import AutoConfig
+
+from onebasis.model.kv_cache import head_shape
 
 _SIZE = 2048
 _N_CALLS = 30
@@ -27,17 +30,16 @@ def compute_limit(model: Path, *, n_prompt_tokens: int, n_output_tokens: int) ->
     return ComputeLimit(rate / 1e12, flop / 1e9, n_output_tokens * rate / flop)
 
 
-def request_flop(config: object, n_prompt_tokens: int, n_output_tokens: int) -> int:
+def request_flop(config: Any, n_prompt_tokens: int, n_output_tokens: int) -> int:
     """Operations of a Llama-shaped model's matrix products for one request: the last output token is never computed on,
     and only tokens that are followed by an output one pass the head.
     """
-    hidden, n_heads = int(config.hidden_size), int(config.num_attention_heads)  # type: ignore[attr-defined]
-    head_dim = int(getattr(config, "head_dim", None) or hidden // n_heads)
-    n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
+    hidden, n_heads = int(config.hidden_size), int(config.num_attention_heads)
+    n_kv_heads, head_dim = head_shape(config)
     attention = hidden * head_dim * (2 * n_heads + 2 * n_kv_heads)
-    mlp = 3 * hidden * int(config.intermediate_size)  # type: ignore[attr-defined]
-    per_token = 2 * int(config.num_hidden_layers) * (attention + mlp)  # type: ignore[attr-defined]
-    head = 2 * hidden * int(config.vocab_size)  # type: ignore[attr-defined]
+    mlp = 3 * hidden * int(config.intermediate_size)
+    per_token = 2 * int(config.num_hidden_layers) * (attention + mlp)
+    head = 2 * hidden * int(config.vocab_size)
     return (n_prompt_tokens + n_output_tokens - 1) * per_token + n_output_tokens * head
 
 

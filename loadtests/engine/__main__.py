@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.common.arguments import numbers
 from loadtests.common.files import check_target, save_results
 from loadtests.common.machine import describe_machine
 from loadtests.common.processes import cpu_times, cpu_use
@@ -167,10 +168,10 @@ def _print(steps: Sequence[Result], fidelity: Sequence[Fidelity], other_cores: f
 def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
     parser = argparse.ArgumentParser(prog="python -m loadtests.engine", description=__doc__)
     add = parser.add_argument
-    add("--batches", type=_numbers, default=(1, 8, 32), metavar="N,..", help="of decode steps [1,8,32]")
+    add("--batches", type=numbers, default=(1, 8, 32), metavar="N,..", help="of decode steps [1,8,32]")
     prefills = ((1, 64), (1, 512), (8, 64))
     add("--prefills", type=_pairs, default=prefills, metavar="NxTOKENS,..", help="[1x64,1x512,8x64]")
-    add("--tasks", type=_numbers, default=(1, 32), metavar="N,..", help="distinct ones [1,32]")
+    add("--tasks", type=numbers, default=(1, 32), metavar="N,..", help="distinct ones [1,32]")
     add("--rounds", type=int, default=21, metavar="N", help="[%(default)s]")
     add("--texts", type=int, default=2, metavar="N", help="of each task, compared with float32 [%(default)s]")
     add("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="[%(default)s]")
@@ -189,10 +190,6 @@ def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
         seed=asked.seed,
     )
     return settings, asked.json
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 def _pairs(text: str) -> tuple[tuple[int, int], ...]:

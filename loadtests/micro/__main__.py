@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig
 
+from loadtests.common.arguments import numbers
 from loadtests.common.files import check_target, save_results
 from loadtests.common.machine import describe_machine
 from loadtests.common.processes import CpuUse, cpu_times, cpu_use
@@ -146,7 +147,7 @@ def _print(results: Sequence[Result], cpu: CpuUse) -> None:
 def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
     parser = argparse.ArgumentParser(prog="python -m loadtests.micro", description=__doc__)
     add = parser.add_argument
-    add("--k", type=_numbers, default=(8, 16, 32, 64), metavar="K,..", help="widths of the basis [8,16,32,64]")
+    add("--k", type=numbers, default=(8, 16, 32, 64), metavar="K,..", help="widths of the basis [8,16,32,64]")
     add("--cells", type=_cells, default=_cells(CELLS), metavar="TOKENS:TASKS,..", help=f"[{CELLS}]")
     add("--lora-rank", type=int, default=16, metavar="R", help="of the LoRA sides [%(default)s]")
     add("--layers", type=int, default=8, metavar="N", help="different layers in turn [%(default)s]")
@@ -167,10 +168,6 @@ def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
         seed=asked.seed,
     )
     return settings, asked.json
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 def _cells(text: str) -> tuple[Cell, ...]:

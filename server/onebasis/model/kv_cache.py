@@ -18,7 +18,7 @@ class KVCache:
     def __init__(
         self, text_config: Any, *, n_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        n_kv_heads, head_dim = _head_shape(text_config)
+        n_kv_heads, head_dim = head_shape(text_config)
         shape = (n_blocks + 1, block_size, n_kv_heads, head_dim)
         n_layers = text_config.num_hidden_layers
         self.block_size = block_size
@@ -48,7 +48,7 @@ class KVCache:
     @staticmethod
     def block_bytes(text_config: Any, *, block_size: int, dtype: torch.dtype) -> int:
         """Bytes that one block takes over all layers, keys and values."""
-        n_kv_heads, head_dim = _head_shape(text_config)
+        n_kv_heads, head_dim = head_shape(text_config)
         per_token = 2 * int(text_config.num_hidden_layers) * n_kv_heads * head_dim
         return per_token * block_size * dtype.itemsize
 
@@ -61,7 +61,7 @@ class KVCache:
         return cache.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, *cache.shape[2:])
 
 
-def _head_shape(text_config: Any) -> tuple[int, int]:
+def head_shape(text_config: Any) -> tuple[int, int]:
     """(n_kv_heads, head_dim) of a transformers configuration."""
     n_heads = int(text_config.num_attention_heads)
     head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // n_heads

@@ -29,6 +29,7 @@ from onebasis.kernels.cpu.library import (
 from onebasis.kernels.memory import zeros_on_demand
 from onebasis.model.batch import ForwardBatch
 from onebasis.model.factors import Basis, SiteFactors
+from onebasis.model.kv_cache import head_shape
 from onebasis.model.loader import LoadedBase
 
 _ARCHITECTURES: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -55,7 +56,7 @@ def why_not(base: LoadedBase, block_size: int) -> str | None:
     architecture = type(base.model).__name__
     if architecture not in _ARCHITECTURES:
         return f"{architecture} is not one of {', '.join(_ARCHITECTURES)}"
-    head_dim = _head_dim(config)
+    _, head_dim = head_shape(config)
     missing = [flag for flag in NEEDED_CPU_FLAGS if flag not in cpu_flags()]
     reasons = {
         f"device is {base.model.device.type}, not cpu": base.model.device.type != "cpu",
@@ -132,11 +133,11 @@ class NativeDecoder:
 
     def _pack(self, base: LoadedBase, n_blocks: int) -> Model:
         model, config, packer = base.model, base.text_config, self._packer
-        head_dim = _head_dim(config)
+        n_kv_heads, head_dim = head_shape(config)
         embeddings = model.get_input_embeddings()
         head = packer.group("", [("", model.get_output_embeddings())])
         embeddings.weight.data = embeddings.weight.data.clone()  # lets go of the checkpoint's mapping
-        n_cache = (n_blocks, config.num_key_value_heads, BLOCK_SIZE, head_dim)
+        n_cache = (n_blocks, n_kv_heads, BLOCK_SIZE, head_dim)
         layers = (Layer * config.num_hidden_layers)()
         for i, layer in enumerate(model.model.layers):
             path = f"model.layers.{i}"
@@ -162,7 +163,7 @@ class NativeDecoder:
             n_layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             n_heads=config.num_attention_heads,
-            n_kv_heads=config.num_key_value_heads,
+            n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             intermediate=_padded(config.intermediate_size),
             n_vocab=config.vocab_size,
@@ -295,10 +296,6 @@ def _flat_blocks(batch: ForwardBatch) -> tuple[Tensor, Tensor]:
 
 def _padded(n: int) -> int:
     return -(-n // HALF) * HALF
-
-
-def _head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _window(attention: nn.Module, config: Any) -> int:
