@@ -18,8 +18,8 @@ from onebasis import __version__, cli
 from onebasis.coefficients.basis_file import read_basis_spec
 from onebasis.coefficients.format import CoefficientFile, parse_coefficients
 from onebasis.coefficients.validate import bind
+from onebasis.commands.serve import serve_command
 from onebasis.core.config import ServeConfig
-from onebasis.serve_command import serve_command
 from tests.api.tiny_model import TinyModel, save_tiny_model
 from tests.fitting.tiny import N_SITES, save_family
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from onebasis.core.config import ServeConfig
 from onebasis.core.errors import InvalidBasis, InvalidModel, InvalidStore, SetupError
-from onebasis.fitting.basis import BasisKind, build_basis
+from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.model.loader import load_base
 from onebasis.wiring import Server, build_server
 from tests.api.tiny_model import MAX_POSITIONS, TinyModel, save_tiny_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sqlalchemy import text
 
-from onebasis.fitting.basis import BasisKind, build_basis
+from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.model.loader import load_base
 from tests.api.server import RunningServer, ok, refused
 from tests.api.tiny_model import BASE_NAME

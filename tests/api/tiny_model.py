@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.format import write_coefficients
-from onebasis.fitting.basis import BasisKind, build_basis
+from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.model.loader import load_base
 
 BASE_NAME = "tiny-llama"

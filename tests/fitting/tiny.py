@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
-from onebasis.fitting.basis import BasisKind, build_basis
+from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.fitting.data import TokenExample
 from onebasis.model.factors import Basis, load_basis
 from onebasis.model.loader import LoadedBase, load_base

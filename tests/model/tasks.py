@@ -13,7 +13,7 @@ from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.format import parse_coefficients, write_coefficients
 from onebasis.coefficients.validate import bind
 from onebasis.core.request import ResolvedTask
-from onebasis.fitting.basis import BasisKind, build_basis
+from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.model.adapted import merged_weight
 from onebasis.model.factors import Basis, load_basis
 from onebasis.model.loader import LoadedBase

@@ -7,10 +7,10 @@ import torch
 
 from onebasis.demo.demo_pack import PACK_K, PACK_STEPS, DemoPack
 from onebasis.demo.tasks import DEMO_TASKS, DemoTask, Example
-from onebasis.fitting.basis import BasisKind, build_basis
+from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.fitting.data import TokenExample, chat_example, tokenize
-from onebasis.fitting.job import FitReport, fit_task
-from onebasis.fitting.train import FitRecipe, StepLoss
+from onebasis.fitting.training.job import FitReport, fit_task
+from onebasis.fitting.training.train import FitRecipe, StepLoss
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import LoadedBase, load_base
 

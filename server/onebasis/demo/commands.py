@@ -23,8 +23,8 @@ from onebasis.demo.score import score_over_http
 from onebasis.demo.server_process import ServerProcess
 from onebasis.demo.tasks import DEMO_TASKS
 from onebasis.fitting.data import chat_example, write_jsonl
-from onebasis.fitting.job import FitReport
-from onebasis.fitting.train import StepLoss
+from onebasis.fitting.training.job import FitReport
+from onebasis.fitting.training.train import StepLoss
 
 demo_app = typer.Typer(no_args_is_help=True, help="The embedded model and the tasks trained for it.")
 

@@ -9,7 +9,7 @@ from transformers import Qwen2Config
 
 from onebasis.coefficients.basis_file import read_basis_spec
 from onebasis.core.errors import InvalidBasis
-from onebasis.fitting.basis import BasisKind, build_basis
+from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.model.factors import Basis, load_basis
 from onebasis.model.loader import LoadedBase
 from onebasis.model.sites import base_fingerprint, linear_sites

@@ -16,9 +16,9 @@ from onebasis.coefficients.format import CoefficientFile, parse_coefficients
 from onebasis.coefficients.validate import bind
 from onebasis.core.errors import InvalidBasis, InvalidData, SetupError
 from onebasis.fitting.data import TokenExample
-from onebasis.fitting.job import FitReport, fit_task
 from onebasis.fitting.packing import pack
-from onebasis.fitting.train import (
+from onebasis.fitting.training.job import FitReport, fit_task
+from onebasis.fitting.training.train import (
     FitRecipe,
     TrainableSite,
     answer_loss,
@@ -205,7 +205,7 @@ def test_an_empty_answer_can_be_learnt(base: LoadedBase, basis: Basis) -> None:
 
 def test_every_example_comes_once_before_any_comes_again(base: LoadedBase, basis: Basis, monkeypatch) -> None:
     seen: list[TokenExample] = []
-    monkeypatch.setattr("onebasis.fitting.train.pack", lambda batch: (seen.extend(batch), pack(batch))[1])
+    monkeypatch.setattr("onebasis.fitting.training.train.pack", lambda batch: (seen.extend(batch), pack(batch))[1])
     with trainable_sites(base, basis, "diag") as sites:
         fit(base, sites, EXAMPLES, replace(QUICK, n_steps=6, batch_size=4), ignore)
     epochs = [seen[start : start + 6] for start in (0, 6, 12, 18)]

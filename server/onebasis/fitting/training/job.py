@@ -12,7 +12,7 @@ from onebasis import __version__
 from onebasis.coefficients.format import write_coefficients
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import Scorer, exact_match, score
-from onebasis.fitting.train import FitRecipe, StepLoss, fit, load_coefficients, trainable_sites
+from onebasis.fitting.training.train import FitRecipe, StepLoss, fit, load_coefficients, trainable_sites
 from onebasis.model.factors import Basis, checked_fingerprint
 from onebasis.model.loader import LoadedBase
 

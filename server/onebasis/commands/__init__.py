@@ -1,0 +1,1 @@
+"""The offline commands and `serve`, one module a group; cli.py puts them together."""

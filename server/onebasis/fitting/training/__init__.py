@@ -1,0 +1,1 @@
+"""Learning coefficients inside a fixed basis."""
