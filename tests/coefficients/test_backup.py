@@ -12,8 +12,14 @@ from onebasis.coefficients.backup import back_up, restore
 from onebasis.coefficients.store import FILES, VERSIONS, TaskStore
 from onebasis.core.errors import InvalidBackup, StoreNotEmpty
 from onebasis.core.ids import SHARED, TaskKey, digest_of
+from onebasis.identity.audit import AuditLog
+from onebasis.identity.caller import Scope
+from onebasis.identity.key_store import KeyStore
+from onebasis.identity.quota import Quota
+from onebasis.identity.quota_store import QuotaStore
 from onebasis.storage.database import Database
 from tests.coefficients.builders import basis_spec, coefficients, started
+from tests.identity.builders import ADMIN
 
 BASIS = basis_spec()
 ONE, TWO, THREE = (coefficients(BASIS, seed=seed) for seed in range(3))
@@ -50,7 +56,7 @@ def everything(database):
 
 def test_a_backup_restored_elsewhere_is_the_same_registry(registry, database, other, tmp_path):
     done = back_up(database, tmp_path / "backup")
-    assert (done.n_files, done.n_versions, done.damaged) == (3, 6, ())
+    assert (done.n_files, done.n_versions, done.n_keys, done.damaged) == (3, 6, 0, ())
     assert restore(tmp_path / "backup", other) == done
     assert everything(other) == everything(database)
     again = started(TaskStore(other), BASIS)
@@ -60,6 +66,33 @@ def test_a_backup_restored_elsewhere_is_the_same_registry(registry, database, ot
     ]
     assert again.get("a").version.metadata == {"note": "é"}
     assert again.register("a", TWO).task.generation == 4, "its history goes on"
+
+
+def test_keys_quotas_and_the_audit_log_come_along_and_the_log_goes_on(registry, database, other, tmp_path):
+    keys = KeyStore(database)
+    kept, secret = keys.create(ADMIN, label="app", scopes=frozenset({Scope.GENERATE}), tenant="acme")
+    gone, _ = keys.create(ADMIN, label="old", scopes=frozenset({Scope.ADMIN}))
+    keys.revoke(ADMIN, gone.id)
+    quota = Quota(tasks=5, requests_per_minute=60)
+    QuotaStore(database, Quota()).put(ADMIN, "acme", quota)
+    assert back_up(database, tmp_path / "backup").n_keys == 2
+
+    restore(tmp_path / "backup", other)
+    assert QuotaStore(other, Quota()).of("acme") == quota
+    assert KeyStore(other).page(9) == keys.page(9)
+    assert secret not in (tmp_path / "backup").read_bytes().decode(errors="ignore")
+    before = AuditLog(database).page(100)
+    assert AuditLog(other).page(100) == before
+    KeyStore(other).revoke(ADMIN, kept.id)
+    assert [entry.id for entry in AuditLog(other).page(100, before[-1].id)] == [before[-1].id + 1]
+
+
+def test_a_store_with_keys_alone_is_not_empty(registry, database, other, tmp_path):
+    back_up(database, tmp_path / "backup")
+    KeyStore(other).create(ADMIN, label="first", scopes=frozenset({Scope.ADMIN}))
+    with pytest.raises(StoreNotEmpty, match="0 versions of tasks and 1 API keys"):
+        restore(tmp_path / "backup", other)
+    assert len(KeyStore(other).page(9)) == 1
 
 
 def test_a_backup_is_one_file_and_is_never_written_over_another(registry, database, tmp_path):
@@ -156,9 +189,9 @@ def test_the_commands(registry, store_url, other, tmp_path):
     url = other._engine.url.render_as_string(hide_password=False)
     run = CliRunner().invoke
     saved = run(app, ["registry", "backup", "--store", store_url, str(tmp_path / "backup")])
-    assert (saved.exit_code, "3 files, 6 versions" in saved.output) == (0, True), saved.output
+    assert (saved.exit_code, "3 files, 6 versions, 0 keys" in saved.output) == (0, True), saved.output
     restored = run(app, ["registry", "restore", "--store", url, str(tmp_path / "backup")])
-    assert (restored.exit_code, restored.output) == (0, "restored 3 files, 6 versions\n")
+    assert (restored.exit_code, restored.output) == (0, "restored 3 files, 6 versions, 0 keys\n")
     again = run(app, ["registry", "restore", "--store", url, str(tmp_path / "backup")])
     assert isinstance(again.exception, StoreNotEmpty)
     replaced = run(app, ["registry", "restore", "--store", url, "--replace", str(tmp_path / "backup")])

@@ -43,6 +43,7 @@ class NamedCoefficients:
     """Coefficients without numbers: what the scheduler sees of them."""
 
     digest: Digest
+    rank = 4
 
     def flat_cores(self) -> NDArray[np.float32]:
         raise NotImplementedError

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from onebasis.coefficients.arena import Arena
@@ -132,9 +133,16 @@ def build_engine(
         engine=lambda: engine.snapshot(),
         registry=RegistrySnapshot,
     )
+    runner = runner_type(
+        Decoder(base, cache, step),
+        arena,
+        block_size=block_size,
+        device=CPU,
+        on_apply=partial(metrics.observe_reconstruct_apply, "torch"),
+    )
     engine = EngineLoop(
         scheduler=scheduler,
-        runner=runner_type(Decoder(base, cache, step), arena, block_size=block_size, device=CPU),
+        runner=runner,
         limits=EngineLimits(n_blocks * block_size, N_VOCAB, max_running + max_waiting),
         queue_limits=QueueLimits(max_running, max_waiting, max_waiting_per_tenant),
         stall_s=stall_s,

@@ -32,6 +32,15 @@ def test_of_equals_the_one_that_waits_longer_is_first():
     assert turns(shares, dict.fromkeys("abc", 5), 6) == ["b", "a", "c", "b", "a", "c"]
 
 
+def test_debt_is_what_the_most_served_of_those_who_wait_had_more():
+    shares = waiting("a", "b", "c")
+    for client, cost in (("a", 30), ("b", 5), ("gone", 100)):
+        shares.charge(client, cost)
+    assert shares.debts() == {"a": 0, "b": 25, "c": 30}
+    shares.leave("a")
+    assert shares.debts() == {"b": 0, "c": 5}
+
+
 def test_who_comes_late_has_saved_nothing_up():
     shares = waiting("a", "b")
     turns(shares, {"a": 10, "b": 10}, 20)

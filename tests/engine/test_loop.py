@@ -117,7 +117,7 @@ def test_a_snapshot_counts_who_runs_and_who_waits(world):
     answers_of(parts, asked)
     (snapshot,) = snapshots
     assert (snapshot.n_running, snapshot.n_waiting) == (2, 2)
-    assert snapshot.running_tasks == ("task-1",)
+    assert snapshot.running_tasks == {"task-1": world.basis.spec.largest_k}
     assert snapshot.waiting_tasks == ("task-0", "task-2")
     assert snapshot.kv_usage == pytest.approx(2 / 100)
     assert (snapshot.n_resident_tasks, snapshot.max_resident_tasks) == (1, 2)
@@ -128,3 +128,12 @@ def test_a_server_without_a_basis_serves_the_base(world):
     request, answer = ask("a", 9, max_tokens=12)
     (token_ids,) = answers_of(parts, [(request, answer)])
     assert token_ids == greedy_by_transformers(world.base.model, request.prompt_ids, 12)
+
+
+def test_only_forward_passes_with_a_task_count_as_applied(world):
+    parts = world.engine()
+    answers_of(parts, [ask("bare", 4, max_tokens=3)])
+    assert parts.count("onebasis_reconstruct_apply_seconds_count") == 0
+    with_task = world.engine()
+    answers_of(with_task, [ask("task", 4, max_tokens=3, task=world.tasks[0].resolved)])
+    assert with_task.count("onebasis_reconstruct_apply_seconds_count") == 3

@@ -175,6 +175,7 @@ class UnreadableCoefficients:
     """The store's bytes are gone when the engine asks for the cores."""
 
     digest = digest_of(b"unreadable")
+    rank = 4
 
     def flat_cores(self) -> np.ndarray:
         raise OSError("the disk is gone")

@@ -22,6 +22,7 @@ class Coefficients:
 
     cores: np.ndarray | Exception
     digest = digest_of(b"poison")
+    rank = 4
 
     def flat_cores(self) -> np.ndarray:
         if isinstance(self.cores, Exception):

@@ -38,6 +38,7 @@ onebasis_distinct_tasks_per_step
 """)
 EMPTY_UNTIL_SEEN = names("""
 vllm:lora_adapter_loaded onebasis_task_requests_total onebasis_task_upload_total onebasis_http_requests_total
+onebasis_fairness_debt onebasis_reconstruct_apply_seconds
 """)
 PHASES = ("queue", "prefill", "decode", "inference")
 COMMON = {"model_name": "tiny", "engine": "0"}
@@ -59,7 +60,7 @@ class Server:
     """The two snapshots, to be changed between scrapes, and the metrics that read them."""
 
     def __init__(self):
-        self.engine = EngineSnapshot(0, 0, 0.0, (), (), 0, 8)
+        self.engine = EngineSnapshot(0, 0, 0.0, {}, (), 0, 8)
         self.registry = RegistrySnapshot(0, 0, 0)
         self.now = 1_790_000_000.5
         self.metrics = Metrics(
@@ -123,11 +124,13 @@ EDGES = {
 LABELS = {
     "vllm:cache_config_info": "block_size num_gpu_blocks cache_dtype enable_prefix_caching",
     "vllm:lora_requests_info": "max_lora running_lora_adapters waiting_lora_adapters",
-    "vllm:lora_adapter_loaded": "adapter_name level pinned",
+    "vllm:lora_adapter_loaded": "adapter_name level pinned rank",
     "vllm:lora_adapter_load_seconds_count": "transition",
     "vllm:request_success_total": "finished_reason",
     "onebasis_task_requests_total": "task outcome",
     "onebasis_task_registry_entries": "state",
+    "onebasis_fairness_debt": "tenant",
+    "onebasis_reconstruct_apply_seconds_count": "path",
     "onebasis_task_upload_total": "result",
     "onebasis_http_requests_total": "route method status",
     "onebasis_build_info": "version basis_sha256 base_sha256",
@@ -136,10 +139,11 @@ LABELS = {
 
 def used(server):
     """Something of everything that comes with use only."""
-    server.engine = EngineSnapshot(1, 1, 0.1, ("sql",), (), 1, 8)
+    server.engine = EngineSnapshot(1, 1, 0.1, {"sql": 16}, (), 1, 8, debts_by_tenant={"acme": 3})
     server.metrics.observe_finished(REPORT)
     server.metrics.observe_upload("created", 0.1)
     server.metrics.observe_http(route="/health", method="GET", status=200)
+    server.metrics.observe_reconstruct_apply("native", 0.01)
     return server
 
 
@@ -170,7 +174,7 @@ def test_the_content_type_is_that_of_the_text_format(server):
 
 
 def test_every_vllm_series_says_model_and_engine_and_ours_do_not(server):
-    server.engine = EngineSnapshot(1, 1, 0.1, ("sql",), (), 1, 8)
+    server.engine = EngineSnapshot(1, 1, 0.1, {"sql": 16}, (), 1, 8)
     server.metrics.observe_finished(REPORT)
     for family in text_string_to_metric_families(server.text()):
         for s in family.samples:
@@ -188,7 +192,7 @@ def test_the_constant_infos(server):
 
 def test_gauges_follow_the_snapshots_of_the_moment(server):
     server.text()
-    server.engine = EngineSnapshot(3, 2, 0.25, ("b", "a"), ("c",), 5, 8)
+    server.engine = EngineSnapshot(3, 2, 0.25, {"b": 16, "a": 8}, ("c",), 5, 8)
     server.registry = RegistrySnapshot(40, 2, 4096)
     expected = {
         "vllm:num_requests_waiting": 3,
@@ -207,7 +211,7 @@ def test_gauges_follow_the_snapshots_of_the_moment(server):
 
 
 def test_one_live_series_tells_which_tasks_run_and_wait(server):
-    for running, waiting in [((), ()), (("b", "a", "b"), ("c",)), (("d",), ("a", "a"))]:
+    for running, waiting in [({}, ()), ({"b": 16, "a": 8}, ("c",)), ({"d": 4}, ("a", "a"))]:
         server.engine = EngineSnapshot(0, 0, 0.0, running, waiting, 0, 8)
         server.now += 1
         [(labels, value)] = server.samples("vllm:lora_requests_info")
@@ -215,17 +219,37 @@ def test_one_live_series_tells_which_tasks_run_and_wait(server):
         assert labels == {
             **COMMON,
             "max_lora": "8",
-            "running_lora_adapters": ",".join(sorted(set(running))),
+            "running_lora_adapters": ",".join(sorted(running)),
             "waiting_lora_adapters": ",".join(sorted(set(waiting))),
         }
         loaded = server.samples("vllm:lora_adapter_loaded")
-        assert [(have["adapter_name"], have["level"], v) for have, v in loaded] == [
-            (task, "gpu", 1) for task in sorted(set(running))
+        assert [(have["adapter_name"], have["level"], have["rank"], v) for have, v in loaded] == [
+            (task, "gpu", str(rank), 1) for task, rank in sorted(running.items())
         ]
 
 
+def test_debts_are_those_of_the_tenants_furthest_behind(server):
+    server.engine = EngineSnapshot(9, 0, 0.0, {}, (), 0, 8, debts_by_tenant={None: 40, "acme": 7, "initech": 0})
+    assert server.samples("onebasis_fairness_debt") == [
+        ({"tenant": "__none__"}, 40),
+        ({"tenant": "acme"}, 7),
+        ({"tenant": "initech"}, 0),
+    ]
+    server.engine = dataclasses.replace(server.engine, debts_by_tenant={f"tenant-{i}": i for i in range(1000)})
+    assert [value for _, value in server.samples("onebasis_fairness_debt")] == list(range(999, 979, -1))
+
+
+def test_a_forward_pass_with_tasks_counts_under_its_path(server):
+    for path, seconds in (("native", 0.004), ("native", 0.012), ("torch", 0.5)):
+        server.metrics.observe_reconstruct_apply(path, seconds)
+    assert server.value("onebasis_reconstruct_apply_seconds_count", path="native") == 2
+    assert server.value("onebasis_reconstruct_apply_seconds_sum", path="native") == pytest.approx(0.016)
+    assert server.value("onebasis_reconstruct_apply_seconds_bucket", path="native", le="0.005") == 1
+    assert server.value("onebasis_reconstruct_apply_seconds_count", path="torch") == 1
+
+
 def test_a_long_queue_does_not_make_a_long_label(server):
-    server.engine = EngineSnapshot(5000, 0, 0.0, (), tuple(f"t{i}" for i in range(5000)), 0, 8)
+    server.engine = EngineSnapshot(5000, 0, 0.0, {}, tuple(f"t{i}" for i in range(5000)), 0, 8)
     [(labels, _)] = server.samples("vllm:lora_requests_info")
     assert len(labels["waiting_lora_adapters"].split(",")) == 100
 

@@ -1,4 +1,6 @@
-"""A registry in one portable file, and back: between SQLite and PostgreSQL, whichever it came from.
+"""A registry in one portable file, and back: tasks, API keys (hashed), quotas and the audit log.
+
+Between SQLite and PostgreSQL, whichever it came from.
 
 The file is an SQLite database with the registry's own tables, so a server could even run on it.
 """
@@ -12,19 +14,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, Table, delete, func, insert, select, text
 
 from onebasis.coefficients.tables import FILES, HISTORY, VERSIONS
 from onebasis.core.errors import InvalidBackup, InvalidStore, StoreNotEmpty
 from onebasis.core.ids import Digest, digest_of
+from onebasis.identity.tables import AUDIT, KEYS, QUOTAS
 from onebasis.storage.database import Database
 
 _N_ROWS_AT_ONCE: Final = 64
+_TABLES: Final = (HISTORY, FILES, VERSIONS, KEYS, QUOTAS, AUDIT)  # files before the versions that point at them
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a backup or a restore has copied. `n_versions` includes tombstones.
+    """What a backup or a restore has copied. `n_versions` includes tombstones, `n_keys` revoked keys.
 
     `damaged`: files whose bytes do not have their digest. They are copied as they are; a server lists their tasks
     as unusable, and an upload of the right bytes mends them.
@@ -32,6 +36,7 @@ class Copied:
 
     n_files: int
     n_versions: int
+    n_keys: int
     damaged: tuple[Digest, ...]
 
 
@@ -64,7 +69,7 @@ def restore(path: Path, database: Database, *, replace: bool = False) -> Copied:
         replace: drop what is there. Running servers notice and read everything anew.
 
     Raises:
-        StoreNotEmpty: there are tasks, or were; nothing has changed.
+        StoreNotEmpty: there are tasks or keys, or were; nothing has changed.
         InvalidBackup: the file is no backup; nothing has changed.
         StoreUnavailable.
     """
@@ -74,9 +79,9 @@ def restore(path: Path, database: Database, *, replace: bool = False) -> Copied:
         copy = Path(shutil.copyfile(path, Path(folder) / "backup.db"))  # its schema may have to be migrated
         source = _open(copy, shown=path)
         with closing(source), source.reading() as backup, database.writing() as connection:
-            n_versions = connection.execute(select(func.count()).select_from(VERSIONS)).scalar_one()
-            if n_versions and not replace:
-                raise StoreNotEmpty(n_versions)
+            n_versions, n_keys = _n_rows(connection, VERSIONS), _n_rows(connection, KEYS)
+            if (n_versions or n_keys) and not replace:
+                raise StoreNotEmpty(n_versions, n_keys)
             copied = _copy(backup, connection)
             connection.execute(HISTORY.update().values(epoch=uuid.uuid4().hex))
     return copied
@@ -96,12 +101,11 @@ def _open(path: Path, *, shown: Path) -> Database:
 
 def _copy(source: Connection, target: Connection) -> Copied:
     """Copy every row, checking each file's bytes against its digest. The target's history becomes the source's."""
-    for table in (VERSIONS, FILES, HISTORY):
+    for table in reversed(_TABLES):
         target.execute(delete(table))
     damaged: list[Digest] = []
-    counts = {}
-    for table in (HISTORY, FILES, VERSIONS):  # files before the versions that point at them
-        counts[table] = 0
+    counts = dict.fromkeys(_TABLES, 0)
+    for table in _TABLES:
         rows = source.execution_options(yield_per=_N_ROWS_AT_ONCE).execute(select(table)).mappings()
         for some in rows.partitions():
             found = [dict(row) for row in some]
@@ -109,7 +113,18 @@ def _copy(source: Connection, target: Connection) -> Copied:
                 damaged += [file["digest"] for file in found if digest_of(bytes(file["body"])) != file["digest"]]
             target.execute(insert(table), found)
             counts[table] += len(found)
-    return Copied(counts[FILES], counts[VERSIONS], tuple(damaged))
+    _go_on_counting(target)
+    return Copied(counts[FILES], counts[VERSIONS], counts[KEYS], tuple(damaged))
+
+
+def _n_rows(connection: Connection, table: Table) -> int:
+    return connection.execute(select(func.count()).select_from(table)).scalar_one()
+
+
+def _go_on_counting(connection: Connection) -> None:
+    """The next entry of the audit log comes after those that were copied. SQLite sees to that itself."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT setval(pg_get_serial_sequence('audit_log', 'id'), max(id)) FROM audit_log"))
 
 
 def _make_single_file(path: Path) -> None:

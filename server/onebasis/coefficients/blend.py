@@ -29,6 +29,10 @@ class BlendedCoefficients:
     cores: NDArray[np.float32]
     shapes: tuple[tuple[int, int], ...]
 
+    @property
+    def rank(self) -> int:
+        return max(map(max, self.shapes))
+
     def flat_cores(self) -> NDArray[np.float32]:
         return self.cores
 

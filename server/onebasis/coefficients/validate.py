@@ -23,6 +23,10 @@ class BoundCoefficients:
     def digest(self) -> Digest:
         return self.file.digest
 
+    @property
+    def rank(self) -> int:
+        return self.basis.largest_k if self.file.k is None else self.file.k
+
     def flat_cores(self) -> NDArray[np.float32]:
         """[n_core_numbers] all sites' full cores, row-major, in the basis's order.
 

@@ -1,4 +1,4 @@
-"""`onebasis registry`: back up and restore the tasks."""
+"""`onebasis registry`: back up and restore."""
 
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +11,7 @@ from onebasis.coefficients.backup import Copied, back_up, restore
 from onebasis.core.config import DEFAULT_STORE
 from onebasis.storage.database import Database
 
-registry_app = typer.Typer(no_args_is_help=True, help="Back up and restore the tasks.")
+registry_app = typer.Typer(no_args_is_help=True, help="Back up and restore tasks, keys, quotas and the audit log.")
 
 StoreOption = Annotated[str, typer.Option(help="URL of the registry.", envvar="ONEBASIS_STORE")]
 
@@ -21,10 +21,10 @@ def backup_command(
     file: Annotated[Path, typer.Argument(help="A new file to write.", dir_okay=False)],
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Write all tasks and their versions to one portable file; servers may go on meanwhile."""
+    """Write tasks with all versions, hashed keys, quotas and audit log to one file; servers may go on meanwhile."""
     with closing(Database(store)) as database:
         copied = back_up(database, file)
-    _tell(f"{file}: {copied.n_files} files, {copied.n_versions} versions, {file.stat().st_size} bytes", copied)
+    _tell(f"{file}: {_counts(copied)}, {file.stat().st_size} bytes", copied)
 
 
 @registry_app.command("restore")
@@ -36,7 +36,11 @@ def restore_command(
     """Bring a registry to what a backup holds; SQLite and PostgreSQL alike, wherever the backup is from."""
     with closing(Database(store)) as database:
         copied = restore(file, database, replace=replace)
-    _tell(f"restored {copied.n_files} files, {copied.n_versions} versions", copied)
+    _tell(f"restored {_counts(copied)}", copied)
+
+
+def _counts(copied: Copied) -> str:
+    return f"{copied.n_files} files, {copied.n_versions} versions, {copied.n_keys} keys"
 
 
 def _tell(text: str, copied: Copied) -> None:

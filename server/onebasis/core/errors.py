@@ -500,10 +500,10 @@ class StoreNotEmpty(SetupError):
 
     code = "store_not_empty"
 
-    def __init__(self, n_versions: int) -> None:
+    def __init__(self, n_versions: int, n_keys: int) -> None:
         super().__init__(
-            f"the task store holds {n_versions} versions already; restore into an empty one, or pass --replace to "
-            f"drop them"
+            f"the store holds {n_versions} versions of tasks and {n_keys} API keys already; restore into an empty "
+            f"one, or pass --replace to drop them"
         )
 
 

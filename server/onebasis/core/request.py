@@ -30,6 +30,11 @@ class TaskCoefficients(Protocol):
     @property
     def digest(self) -> Digest: ...
 
+    @property
+    def rank(self) -> int:
+        """The largest number of basis rows that its cores use at a site."""
+        ...
+
     def flat_cores(self) -> NDArray[np.float32]:
         """[n_core_numbers] the cores of all sites, row-major, in the basis's site order."""
         ...

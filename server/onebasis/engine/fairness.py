@@ -39,6 +39,12 @@ class FairShares(Generic[Client]):
         """Clients that wait."""
         return len(self._waiting)
 
+    def debts(self) -> dict[Client, int]:
+        """Of every waiting client, the tokens that it is behind the one served most. From any thread."""
+        counters = {client: self._counters.get(client, 0) for client in tuple(self._waiting)}
+        most = max(counters.values(), default=0)
+        return {client: most - counter for client, counter in counters.items()}
+
     def join(self, client: Client) -> None:
         """The client has work waiting from now on."""
         if self._waiting:

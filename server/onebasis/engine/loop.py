@@ -123,14 +123,16 @@ class EngineLoop:
 
     def snapshot(self) -> EngineSnapshot:
         running = self._scheduler.running()
+        tasks = (sequence.request.task for sequence in running)
         return EngineSnapshot(
             n_waiting=max(0, self._ledger.n_open - len(running)),
             n_running=len(running),
             kv_usage=self._scheduler.kv_usage,
-            running_tasks=_task_names(running),
+            running_tasks={task.name: task.coefficients.rank for task in tasks if task is not None},
             waiting_tasks=tuple(sorted(self._scheduler.waiting_tasks)),
             n_resident_tasks=self._runner.n_resident_tasks,
             max_resident_tasks=self._max_resident_tasks,
+            debts_by_tenant=self._scheduler.debts_by_tenant(),
         )
 
     def _give_up(self, reason: str) -> None:
@@ -330,10 +332,6 @@ def _report(sequence: EngineSequence, finish: FinishReason) -> RequestReport:
         digest=None if request.task is None else request.task.coefficients.digest,
         traceparent=request.traceparent,
     )
-
-
-def _task_names(sequences: Sequence[EngineSequence]) -> tuple[str, ...]:
-    return tuple(sorted({sequence.task_name for sequence in sequences if sequence.task_name is not None}))
 
 
 def _deadline_exceeded(sequence: EngineSequence) -> DeadlineExceeded:

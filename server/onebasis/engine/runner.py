@@ -1,5 +1,7 @@
 """One step on the device: plan in, one sampled token out for each sequence that is due one."""
 
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -19,6 +21,9 @@ from onebasis.model.batch import ForwardBatch
 class StepDecoder(Protocol):
     """The base model with its sites, over a KV cache of its own."""
 
+    path: str
+    """What computes it, for the metrics: native, torch or cuda_graphs."""
+
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Logits [n_samples, n_vocab], at the rows that the batch asks for; valid until the next call."""
         ...
@@ -29,13 +34,23 @@ class Runner:
 
     Args:
         arena: None for a server without a basis; then no sequence may have a task.
+        on_apply: hears how many seconds the forward pass of a step took that holds a task.
     """
 
-    def __init__(self, decoder: StepDecoder, arena: Arena | None, *, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        decoder: StepDecoder,
+        arena: Arena | None,
+        *,
+        block_size: int,
+        device: torch.device,
+        on_apply: Callable[[float], None],
+    ) -> None:
         self._decoder = decoder
         self._arena = arena
         self._block_size = block_size
         self._device = device
+        self._on_apply = on_apply
 
     @property
     def n_resident_tasks(self) -> int:
@@ -64,7 +79,11 @@ class Runner:
     def execute(self, plan: StepPlan) -> list[tuple[EngineSequence, Sampled | Exception]]:
         """Run the step; of every sequence whose last known token is in it, the next one or why there is none."""
         runs = order_runs(plan)
-        logits = self._decoder.forward(build_batch(runs, block_size=self._block_size, device=self._device))
+        batch = build_batch(runs, block_size=self._block_size, device=self._device)
+        started_s = time.monotonic()
+        logits = self._decoder.forward(batch)
+        if any(run.sequence.slot != BASE_SLOT for run in runs):
+            self._on_apply(time.monotonic() - started_s)
         sampling = [run.sequence for run in runs if run.samples]
         _score_prompts(runs, logits[len(sampling) :])
         rows = [

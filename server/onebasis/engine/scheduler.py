@@ -144,6 +144,10 @@ class Scheduler:
         """How many sequences each tenant has waiting; tenants with none are left out. From any thread."""
         return self._waiting.n_by_tenant()
 
+    def debts_by_tenant(self) -> dict[str | None, int]:
+        """Of every waiting tenant, the tokens it is behind the most served of its class. From any thread."""
+        return self._waiting.debts_by_tenant()
+
     def waiting(self) -> tuple[EngineSequence, ...]:
         """By class; each task's in order of arrival."""
         return tuple(self._waiting)

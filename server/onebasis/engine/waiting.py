@@ -15,7 +15,7 @@ class WaitingQueue:
 
     Adding, removing and finding the next take O(log clients), however many sequences wait.
     Invariant: every class in `_classes` has a sequence, `_priorities` are their sorted keys, and the counts agree.
-    Engine thread only, but for `n_by_tenant` and `task_names`.
+    Engine thread only, but for `n_by_tenant`, `task_names` and `debts_by_tenant`.
     """
 
     def __init__(self) -> None:
@@ -43,6 +43,14 @@ class WaitingQueue:
     def task_names(self) -> tuple[str, ...]:
         """Tasks that sequences wait for. From any thread."""
         return tuple(name for name in tuple(self._n_by_task) if name is not None)
+
+    def debts_by_tenant(self) -> dict[str | None, int]:
+        """Of every waiting tenant, the tokens it is behind the most served of its class. From any thread."""
+        debts: dict[str | None, int] = {}
+        for members in tuple(self._classes.values()):
+            for tenant, debt in members.debts().items():
+                debts[tenant] = max(debt, debts.get(tenant, 0))
+        return debts
 
     def head(self, priority: int) -> EngineSequence | None:
         """Who is next in a class, None if nobody is."""
@@ -124,6 +132,9 @@ class _PriorityClass:
             return next(iter(self._returning.values()))
         tenant = self._tenants.first()
         return next(iter(self._lines[tenant, self._tasks[tenant].first()].values()))
+
+    def debts(self) -> dict[str | None, int]:
+        return self._tenants.debts()
 
     def add(self, sequence: EngineSequence) -> None:
         tenant, task = sequence.tenant, sequence.task_name

@@ -29,6 +29,8 @@ class DecodeGraphs:
         record: how; `CudaGraphs()` on a GPU.
     """
 
+    path = "cuda_graphs"
+
     def __init__(
         self, decoder: Decoder, *, max_seqs: int, max_model_len: int, with_tasks: bool, record: Record
     ) -> None:

@@ -20,6 +20,8 @@ class Decoder:
         step: what the adapted layers of `base` read their tokens' tasks from.
     """
 
+    path = "torch"
+
     def __init__(self, base: LoadedBase, cache: KVCache, step: StepTasks) -> None:
         AttentionInterface.register(ATTENTION_NAME, paged_attention)
         base.model.set_attn_implementation(ATTENTION_NAME)

@@ -79,6 +79,8 @@ class NativeDecoder:
         max_step_tokens: most tokens in a batch. max_model_len: most tokens that one of them may see.
     """
 
+    path = "native"
+
     def __init__(
         self,
         base: LoadedBase,

@@ -1,12 +1,15 @@
 """Families that are read at scrape time, from snapshots, so that no state is kept twice."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import nlargest
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from onebasis.telemetry.reports import EngineSnapshot, RegistrySnapshot
 
+NO_TENANT_LABEL = "__none__"  # can't be a tenant: their names begin with a letter or digit
+_MAX_TENANTS = 20
 _MAX_TASKS_IN_LABEL = 100  # Prometheus limits the length of a label; a queue can hold thousands
 
 
@@ -31,6 +34,7 @@ class SnapshotCollector(Collector):
         yield from self._load(engine)
         yield from self._tasks(engine, registry)
         yield from _entries(engine, registry)
+        yield _debts(engine)
 
     def _load(self, engine: EngineSnapshot) -> Iterator[GaugeMetricFamily]:
         yield self._gauge("num_requests_waiting", "Requests waiting to be scheduled.", engine.n_waiting)
@@ -41,7 +45,7 @@ class SnapshotCollector(Collector):
         yield self._gauge("cpu_cache_usage_perc", "Always 0: the KV cache is not swapped to the host.", 0)
 
     def _tasks(self, engine: EngineSnapshot, registry: RegistrySnapshot) -> Iterator[GaugeMetricFamily]:
-        running = sorted(set(engine.running_tasks))
+        running = sorted(engine.running_tasks)
         yield self._gauge(
             "lora_requests_info",
             f"Unix time of this scrape; at most {_MAX_TASKS_IN_LABEL} tasks are named in a label.",
@@ -56,7 +60,10 @@ class SnapshotCollector(Collector):
         yield self._family(
             "lora_adapter_loaded",
             "1 for each task of the running batch.",
-            [({"adapter_name": task, **on_device}, 1) for task in running],
+            [
+                ({"adapter_name": task, **on_device, "rank": str(rank)}, 1)
+                for task, rank in sorted(engine.running_tasks.items())
+            ],
         )
         yield self._gauge("num_gpu_loaded_lora_adapters", "Tasks in the device arena.", engine.n_resident_tasks)
         yield self._gauge("num_cpu_loaded_lora_adapters", "Tasks registered.", registry.n_registered)
@@ -79,7 +86,7 @@ def _entries(engine: EngineSnapshot, registry: RegistrySnapshot) -> Iterator[Gau
         labels=["state"],
     )
     entries.add_metric(["registered"], registry.n_registered)
-    entries.add_metric(["active"], len(set(engine.running_tasks)))
+    entries.add_metric(["active"], len(engine.running_tasks))
     entries.add_metric(["retired"], registry.n_retired)
     yield entries
     yield GaugeMetricFamily(
@@ -90,5 +97,16 @@ def _entries(engine: EngineSnapshot, registry: RegistrySnapshot) -> Iterator[Gau
     )
 
 
-def _joined(tasks: list[str]) -> str:
+def _debts(engine: EngineSnapshot) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(
+        "onebasis_fairness_debt",
+        f"Tokens that a waiting tenant is behind the waiting one served most; at most {_MAX_TENANTS}, largest first.",
+        labels=["tenant"],
+    )
+    for tenant, debt in nlargest(_MAX_TENANTS, engine.debts_by_tenant.items(), key=lambda item: item[1]):
+        family.add_metric([NO_TENANT_LABEL if tenant is None else tenant], debt)
+    return family
+
+
+def _joined(tasks: Sequence[str]) -> str:
     return ",".join(tasks[:_MAX_TASKS_IN_LABEL])

@@ -69,6 +69,10 @@ class Metrics:
         self._step_s.observe(report.duration_s)
         self._distinct_tasks.observe(report.n_distinct_tasks)
 
+    def observe_reconstruct_apply(self, path: str, seconds: float) -> None:
+        """One forward pass that held a task; `path` is the decoder's."""
+        self._reconstruct_apply_s.labels(path).observe(seconds)
+
     def observe_first_token(self, seconds: float) -> None:
         """From arrival to the first token of a request."""
         self._vllm.observe_first_token(seconds)
@@ -105,14 +109,20 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"onebasis_{name}", text, labels, registry=families)
 
-        def histogram(name: str, text: str, edges: tuple[float, ...]) -> Histogram:
-            return Histogram(f"onebasis_{name}", text, buckets=edges, registry=families)
+        def histogram(name: str, text: str, edges: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"onebasis_{name}", text, labels, buckets=edges, registry=families)
 
         self._uploads = counter("task_upload_total", "Uploads of coefficient files.", "result")
         self._http_requests = counter("http_requests_total", "HTTP responses.", "route", "method", "status")
         self._upload_s = histogram("task_upload_seconds", "Upload of a coefficient file.", buckets.UPLOAD_S)
         self._swap_s = histogram("task_swap_seconds", "Copy of coefficients into the arena.", buckets.SWAP_S)
         self._step_s = histogram("step_seconds", "One step of the engine.", buckets.STEP_S)
+        self._reconstruct_apply_s = histogram(
+            "reconstruct_apply_seconds",
+            "Forward pass of a step that holds a task: the base's layers with the update, computed together.",
+            buckets.STEP_S,
+            "path",
+        )
         self._distinct_tasks = histogram(
             "distinct_tasks_per_step", "Different tasks in one step.", buckets.DISTINCT_TASKS
         )

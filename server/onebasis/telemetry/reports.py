@@ -1,5 +1,6 @@
 """What the rest of the server tells the metrics. Frozen values only; times are monotonic seconds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onebasis.core.request import FinishReason
@@ -22,10 +23,11 @@ class EngineSnapshot:
     n_waiting: int
     n_running: int
     kv_usage: float  # 0..1
-    running_tasks: tuple[str, ...]
+    running_tasks: Mapping[str, int]  # name -> rank
     waiting_tasks: tuple[str, ...]
     n_resident_tasks: int
     max_resident_tasks: int
+    debts_by_tenant: Mapping[str | None, int] = field(default_factory=dict)  # tokens; None: requests without a tenant
 
 
 @dataclass(frozen=True, slots=True)
