@@ -20,12 +20,13 @@ def sample_isolated(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled |
     """
     if not rows:
         return []
+    best = logits.argmax(dim=-1)  # of NaN the first is the best
+    are_finite = logits.gather(1, best.unsqueeze(1)).squeeze(1).isfinite().tolist()
     results: list[Sampled | Exception]
     try:
-        results = list(sample(logits, rows))
+        results = list(sample(logits, rows, best))
     except Exception:
         results = [_sample_alone(logits[i : i + 1], row) for i, row in enumerate(rows)]
-    are_finite = logits.amax(dim=-1).isfinite().tolist()  # one pass; of NaN the largest is NaN
     return [result if ok else NonFiniteOutput() for result, ok in zip(results, are_finite, strict=True)]
 
 

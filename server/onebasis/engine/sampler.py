@@ -46,7 +46,7 @@ class _Ranking:
     n_sure: Tensor  # [n_rows, 1] how many can't change if the ranking is made longer
 
 
-def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+def sample(logits: Tensor, rows: Sequence[SampleRow], best: Tensor | None = None) -> list[Sampled]:
     """Choose one token per row, as each row's SamplingParams say.
 
     Order: logit_bias, repetition penalty, frequency and presence penalty, the tokens that are allowed,
@@ -58,6 +58,7 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
         logits: [n_rows, n_vocab], any float dtype. Not written to. A row without one finite number, or with
             NaN, gets an arbitrary valid id.
         rows: one for each row of logits; ids are below n_vocab.
+        best: [n_rows] int64, `logits.argmax(dim=-1)` where the caller has it: a pass over the logits less.
 
     Raises:
         ValueError: logits is not [len(rows), n_vocab].
@@ -65,7 +66,7 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     if logits.ndim != 2 or logits.shape[0] != len(rows):
         raise ValueError(f"logits: needed [{len(rows)}, n_vocab], found {list(logits.shape)}")
     shaped = _bias_and_penalise(logits, rows)
-    token_ids = shaped.argmax(dim=-1)
+    token_ids = best.clone() if best is not None and shaped is logits else shaped.argmax(dim=-1)
     random = [i for i, row in enumerate(rows) if row.params.temperature >= _GREEDY_BELOW]
     greedy = [i for i, row in enumerate(rows) if row.params.temperature < _GREEDY_BELOW and row.allowed is not None]
     plain = [i for i in random if not _is_filtered(rows[i].params)]

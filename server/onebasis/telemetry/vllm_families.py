@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from onebasis.core.request import FinishReason
 from onebasis.telemetry import buckets
 from onebasis.telemetry.reports import CacheConfig, RequestReport, StepReport
+from onebasis.telemetry.token_gaps import TokenGaps
 
 _COMMON = ("model_name", "engine")
 
@@ -24,17 +25,18 @@ class VllmFamilies:
 
     def observe_step(self, report: StepReport) -> None:
         self._iteration_tokens.observe(report.n_tokens)
-        self._preemptions.inc(report.n_preempted)
-        for queries, hits in self._prefix_lookups:
-            queries.inc(report.n_prefix_queries)
-            hits.inc(report.n_prefix_hits)
+        if report.n_preempted:
+            self._preemptions.inc(report.n_preempted)
+        if report.n_prefix_queries:
+            for queries, hits in self._prefix_lookups:
+                queries.inc(report.n_prefix_queries)
+                hits.inc(report.n_prefix_hits)
 
     def observe_first_token(self, seconds: float) -> None:
         self._first_token_s.observe(seconds)
 
     def observe_token_gap(self, seconds: float) -> None:
-        self._token_gap_s.observe(seconds)
-        self._token_gap_old_s.observe(seconds)
+        self._token_gaps.observe(seconds)
 
     def observe_load(self, seconds: float) -> None:
         self._load_s["load"].observe(seconds)
@@ -89,10 +91,8 @@ class VllmFamilies:
     def _make_latencies(self) -> None:
         first, gap, request = buckets.FIRST_TOKEN_S, buckets.TOKEN_GAP_S, buckets.REQUEST_S
         self._first_token_s = self._histogram("time_to_first_token_seconds", "Arrival to first token.", first)
-        self._token_gap_s = self._histogram("inter_token_latency_seconds", "Token to next token.", gap)
-        self._token_gap_old_s = self._histogram(
-            "time_per_output_token_seconds", "Old name of vllm:inter_token_latency_seconds.", gap
-        )
+        self._token_gaps = TokenGaps(dict(zip(_COMMON, self._common, strict=True)), gap)
+        self._registry.register(self._token_gaps)
         self._per_output_token_s = self._histogram(
             "request_time_per_output_token_seconds", "Mean time per token after the first, by request.", gap
         )
