@@ -77,13 +77,17 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One adapted layer, and the sizes of its factors V [k_in, d_in] and U [k_out, d_out]."""
+    """One adapted layer, and the sizes of its factors V [k_in, d_in] and U [k_out, d_out].
+
+    n_mix: how many numbers a task of form `vector` has here; 0 if the basis knows no such form.
+    """
 
     name: str
     d_in: int
     d_out: int
     k_in: int
     k_out: int
+    n_mix: int = 0
 
 
 @dataclass(frozen=True, slots=True)

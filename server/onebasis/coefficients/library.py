@@ -53,7 +53,7 @@ class Library:
         Raises:
             NoBasis, CoefficientError.
         """
-        coefficients = bind(parse_coefficients(data), self.basis)
+        coefficients = bind(parse_coefficients(data), self.basis, max_residual_rank=0)
         return self._shared(coefficients)
 
     def bind_version(self, digest: Digest) -> BoundCoefficients:
@@ -83,12 +83,12 @@ class Library:
             if isinstance(data, StoreDamaged):
                 raise data
             file = _parse_stored(digest, data)
-            return Binding(file, self._shared(bind(file, self.basis)), reason=None)
+            return Binding(file, self._shared(bind(file, self.basis, max_residual_rank=0)), reason=None)
         except ServeError as error:
             return Binding(file, None, reason=str(error))
 
     def _bind_stored(self, digest: Digest) -> BoundCoefficients:
-        return self._shared(bind(_parse_stored(digest, self._store.body(digest)), self.basis))
+        return self._shared(bind(_parse_stored(digest, self._store.body(digest)), self.basis, max_residual_rank=0))
 
     def _shared(self, coefficients: BoundCoefficients) -> BoundCoefficients:
         return self._in_use.setdefault(coefficients.digest, coefficients)

@@ -15,7 +15,8 @@ from onebasis.core.ids import Digest
 class StoredNumbers:
     """A task's numbers as its file holds them, and where in the cores they go.
 
-    values: [n] float16, float32, or uint16 holding bfloat16. form: how a core follows from them, "core" or "diag".
+    values: [n] float16, float32, or uint16 holding bfloat16. form: how a core follows from them: "core", "diag" or
+        "vector".
     used_shapes: (rows, columns) of each site's core that they fill, in the basis's order; (0, 0) for none of it.
     """
 
