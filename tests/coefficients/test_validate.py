@@ -10,6 +10,7 @@ from onebasis.coefficients.validate import bind
 from onebasis.core.errors import (
     NoMixingCores,
     ResidualRankTooHigh,
+    ResidualTooLarge,
     UnknownSite,
     WrongBase,
     WrongBasis,
@@ -17,7 +18,7 @@ from onebasis.core.errors import (
     WrongPrefix,
     WrongResidualShape,
 )
-from onebasis.core.residual import Residual
+from onebasis.core.residual import Residual, ResidualLimits
 from tests.coefficients.builders import (
     MIXED_SITES,
     SITES,
@@ -162,12 +163,14 @@ Q, UP = SITES[0], SITES[1]
         (
             {Q.name: random_residual(Q, 11)},
             ResidualRankTooHigh,
+            ResidualTooLarge,
             "residual_rank_too_high",
             "rank 11, at most 10 here; a higher",
         ),
         (
             {Q.name: random_residual(Q, 5)},
             ResidualRankTooHigh,
+            ResidualTooLarge,
             "residual_rank_too_high",
             "rank 5, at most 4 here; lower it, or",
         ),
@@ -176,16 +179,18 @@ Q, UP = SITES[0], SITES[1]
 def test_a_residual_that_does_not_fit_is_refused(residual, error, code, message):
     file = parse_coefficients(coefficients(BASIS, residual={UP.name: random_residual(UP, 4)} | residual))
     with pytest.raises(error, match=message) as caught:
-        bind(file, BASIS, max_residual_rank=4)
+        bind(file, BASIS, ResidualLimits(4, 1000))
     assert caught.value.code == code
 
 
 def test_a_server_may_allow_no_residual_at_all_and_a_tool_any():
     file = parse_coefficients(coefficients(BASIS, sites=(Q.name,), residual={UP.name: random_residual(UP, 13)}))
     assert bind(file, BASIS).residual is file.residual
-    assert bind(file, BASIS, max_residual_rank=13).residual is file.residual
+    assert bind(file, BASIS, ResidualLimits(13, 13 * 33)).residual is file.residual
     with pytest.raises(ResidualRankTooHigh, match="--max-residual-rank 0 allows none"):
-        bind(file, BASIS, max_residual_rank=0)
+        bind(file, BASIS, ResidualLimits(0, 1000))
+    with pytest.raises(ResidualTooLarge, match="the residual has 429 numbers, at most 428 fit"):
+        bind(file, BASIS, ResidualLimits(13, 13 * 33 - 1))
 
 
 @pytest.mark.parametrize("shape", [(N_CORE - 1,), (N_CORE + 1,), (0,), (1, N_CORE), (N_CORE, 1), (2, 34)])

@@ -180,6 +180,10 @@ class ResidualRankTooHigh(CoefficientError, code="residual_rank_too_high"):
     """A residual of a higher rank than this server allows, or than the site's weight can have."""
 
 
+class ResidualTooLarge(CoefficientError, code="residual_too_large"):
+    """A residual that would not fit the memory for residuals even alone."""
+
+
 class WrongPrefix(CoefficientError, code="wrong_prefix"):
     """`k` is not a prefix of the basis rows."""
 
@@ -218,6 +222,10 @@ class QuotaExceeded(CapacityError, code="quota_exceeded"):
 
 class EngineStopped(CapacityError, code="engine_stopped"):
     """The engine ended before the request did."""
+
+
+class ResidualMemoryFull(CapacityError, code="residual_memory_full"):
+    """The residuals of running requests take the memory that there is for residuals. Other tasks are not affected."""
 
 
 class Draining(CapacityError, code="draining"):

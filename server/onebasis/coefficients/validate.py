@@ -11,6 +11,7 @@ from onebasis.coefficients.numbers import widen
 from onebasis.core.errors import (
     NoMixingCores,
     ResidualRankTooHigh,
+    ResidualTooLarge,
     UnknownSite,
     WrongBase,
     WrongBasis,
@@ -20,7 +21,7 @@ from onebasis.core.errors import (
 )
 from onebasis.core.ids import Digest
 from onebasis.core.request import StoredNumbers
-from onebasis.core.residual import Residuals
+from onebasis.core.residual import ResidualLimits, Residuals, count_numbers
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -83,15 +84,15 @@ def n_coefficients(form: str, site: SiteSpec, k: int | None) -> int:
     return {"core": rows * columns, "diag": min(rows, columns), "vector": site.n_mix}[form]
 
 
-def bind(file: CoefficientFile, basis: BasisSpec, *, max_residual_rank: int | None = None) -> BoundCoefficients:
+def bind(file: CoefficientFile, basis: BasisSpec, limits: ResidualLimits | None = None) -> BoundCoefficients:
     """Check a file against the loaded basis.
 
     Args:
-        max_residual_rank: the highest rank of a site's residual; 0 for no residual at all, None for any.
+        limits: of its residual; None for any that the sites can have.
 
     Raises:
         WrongBasis, WrongBase, NoMixingCores, WrongPrefix, UnknownSite, WrongLength, WrongResidualShape,
-        ResidualRankTooHigh: the first cause found, in this order.
+        ResidualRankTooHigh, ResidualTooLarge: the first cause found, in this order.
     """
     if file.basis != basis.digest:
         raise WrongBasis(found=file.basis, loaded=basis.digest)
@@ -112,7 +113,7 @@ def bind(file: CoefficientFile, basis: BasisSpec, *, max_residual_rank: int | No
     if file.shape != (needed,):
         raise WrongLength(needed=needed, found=file.shape, form=file.form)
     if file.residual:
-        _check_residual(file.residual, basis, max_residual_rank)
+        _check_residual(file.residual, basis, limits)
     return BoundCoefficients(file, basis)
 
 
@@ -122,7 +123,7 @@ def _chosen_sites(file: CoefficientFile, basis: BasisSpec) -> dict[str, SiteSpec
     return {site.name: site for site in basis.sites if names is None or site.name in names}
 
 
-def _check_residual(residual: Residuals, basis: BasisSpec, max_rank: int | None) -> None:
+def _check_residual(residual: Residuals, basis: BasisSpec, limits: ResidualLimits | None) -> None:
     sites = {site.name: site for site in basis.sites}
     strange = [name for name in residual if name not in sites]
     if strange:
@@ -135,9 +136,11 @@ def _check_residual(residual: Residuals, basis: BasisSpec, max_rank: int | None)
         whole = min(site.d_in, site.d_out)
         if factors.rank > whole:
             raise ResidualRankTooHigh(name, found=factors.rank, allowed=whole, remedy="a higher one adds nothing")
-        if max_rank is not None and factors.rank > max_rank:
-            remedy = "lower it, or raise --max-residual-rank" if max_rank else "--max-residual-rank 0 allows none"
-            raise ResidualRankTooHigh(name, found=factors.rank, allowed=max_rank, remedy=remedy)
+        if limits is not None and factors.rank > limits.rank:
+            remedy = "lower it, or raise --max-residual-rank" if limits.rank else "--max-residual-rank 0 allows none"
+            raise ResidualRankTooHigh(name, found=factors.rank, allowed=limits.rank, remedy=remedy)
+    if limits is not None and count_numbers(residual) > limits.n_numbers:
+        raise ResidualTooLarge(found=count_numbers(residual), allowed=limits.n_numbers)
 
 
 def _mix_core(core: NDArray[np.float32], mixing: NDArray[np.generic], numbers: NDArray[np.float32]) -> None:

@@ -381,6 +381,18 @@ class ResidualRankTooHigh(CoefficientError):
         super().__init__(f"residual of {site[:100]}: rank {found}, at most {allowed} here; {remedy}")
 
 
+class ResidualTooLarge(CoefficientError):
+    """A residual that would not fit the memory for residuals even alone."""
+
+    code = "residual_too_large"
+
+    def __init__(self, *, found: int, allowed: int) -> None:
+        super().__init__(
+            f"the residual has {found} numbers, at most {allowed} fit the memory for residuals; lower its ranks, leave "
+            f"sites out, or raise --residual-mib"
+        )
+
+
 class WrongPrefix(CoefficientError):
     """`k` is not a prefix of the basis rows."""
 
@@ -484,6 +496,18 @@ class DeadlineExceeded(ServeError):
         super().__init__(
             f"the {allowed_s:.2f} s for this request are over, {n_output} of at most {max_tokens} tokens were made; "
             f"raise timeout, lower max_tokens, or send it when the server has less to do"
+        )
+
+
+class ResidualMemoryFull(CapacityError):
+    """The residuals of running requests take the memory that there is for residuals. Other tasks are not affected."""
+
+    code = "residual_memory_full"
+
+    def __init__(self, *, needed_bytes: int, used_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"the task's residual needs {needed_bytes} bytes, those of running requests take {used_bytes} of the "
+            f"{limit_bytes} there are; retry later, or raise --residual-mib"
         )
 
 

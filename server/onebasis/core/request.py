@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebasis.core.ids import Digest
+from onebasis.core.residual import Residuals
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,11 @@ class TaskCoefficients(Protocol):
     @property
     def stored(self) -> StoredNumbers:
         """The same before they are expanded, for a device that does it itself."""
+        ...
+
+    @property
+    def residual(self) -> Residuals:
+        """What the task has beside the basis; empty for most."""
         ...
 
 

@@ -30,5 +30,23 @@ class Residual:
         return self.a.nbytes + self.b.nbytes
 
 
+@dataclass(frozen=True, slots=True)
+class ResidualLimits:
+    """What a server allows one task. rank: at each site, 0 for no residual at all. n_numbers: at all sites together."""
+
+    rank: int
+    n_numbers: int
+
+
 Residuals = Mapping[str, Residual]
 """By site name; empty for a task that the basis holds whole."""
+
+
+def count_numbers(residuals: Residuals) -> int:
+    """Numbers of all factors at all sites."""
+    return sum(residual.n_numbers for residual in residuals.values())
+
+
+def size_bytes(residuals: Residuals) -> int:
+    """Of all factors at all sites, in the width of their file."""
+    return sum(residual.size_bytes for residual in residuals.values())
