@@ -163,14 +163,12 @@ Q, UP = SITES[0], SITES[1]
         (
             {Q.name: random_residual(Q, 11)},
             ResidualRankTooHigh,
-            ResidualTooLarge,
             "residual_rank_too_high",
             "rank 11, at most 10 here; a higher",
         ),
         (
             {Q.name: random_residual(Q, 5)},
             ResidualRankTooHigh,
-            ResidualTooLarge,
             "residual_rank_too_high",
             "rank 5, at most 4 here; lower it, or",
         ),
