@@ -39,6 +39,7 @@ class Settings:
     model: Path
     ks: tuple[int, ...]
     lora_rank: int
+    residual_rank: int
     cells: tuple[Cell, ...]
     n_layers: int
     n_rounds: int
@@ -97,6 +98,7 @@ def measure(settings: Settings) -> list[Result]:
             _config(settings),
             k=k,
             rank=settings.lora_rank,
+            residual_rank=settings.residual_rank,
             n_tasks=max(cell.n_tasks for cell in settings.cells),
             n_tokens=max(cell.n_tokens for cell in settings.cells),
             seed=settings.seed,
@@ -150,6 +152,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
     add("--k", type=numbers, default=(8, 16, 32, 64), metavar="K,..", help="widths of the basis [8,16,32,64]")
     add("--cells", type=_cells, default=_cells(CELLS), metavar="TOKENS:TASKS,..", help=f"[{CELLS}]")
     add("--lora-rank", type=int, default=16, metavar="R", help="of the LoRA sides [%(default)s]")
+    add("--residual-rank", type=int, default=4, metavar="R", help="of the sides with a residual [%(default)s]")
     add("--layers", type=int, default=8, metavar="N", help="different layers in turn [%(default)s]")
     add("--rounds", type=int, default=9, metavar="N", help="[%(default)s]")
     add("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="[%(default)s]")
@@ -161,6 +164,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
         model=subject_of(parser, asked).model,
         ks=asked.k,
         lora_rank=asked.lora_rank,
+        residual_rank=asked.residual_rank,
         cells=asked.cells,
         n_layers=asked.layers,
         n_rounds=asked.rounds,

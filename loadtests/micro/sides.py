@@ -1,7 +1,7 @@
 """The sides that are compared: the linear layers of a few decoder layers, bare and under tasks, each in its own way."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -13,9 +13,11 @@ from loadtests.common.steps import CPU, Shape, make_batch, native_decoder, rando
 from loadtests.micro.lora import LoraSite, lora_gather, lora_loop
 from onebasis.coefficients.arena import Arena
 from onebasis.coefficients.basis_file import BasisSpec, SiteSpec
+from onebasis.coefficients.residual_cache import LowRank, ResidentResidual
 from onebasis.core.ids import BASE_SLOT, Digest
 from onebasis.kernels.reference import apply_cores_ref
 from onebasis.model.adapted import StepTasks, adapt_model
+from onebasis.model.batch import ResidualRun
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.loader import LoadedBase
 from onebasis.model.sites import linear_sites
@@ -23,7 +25,15 @@ from onebasis.model.sites import linear_sites
 TORCH_BARE, TORCH_TASKS = "torch bare", "torch shared basis"
 LOOP, GATHER = "LoRA loop over tasks", "LoRA gather (BGMV)"
 NATIVE_BARE, NATIVE_TASKS = "native bare", "native shared basis"
-BARE_OF = {TORCH_TASKS: TORCH_BARE, LOOP: TORCH_BARE, GATHER: TORCH_BARE, NATIVE_TASKS: NATIVE_BARE}
+TORCH_RESIDUAL, NATIVE_RESIDUAL = "torch shared basis, 1 residual", "native shared basis, 1 residual"
+BARE_OF = {
+    TORCH_TASKS: TORCH_BARE,
+    TORCH_RESIDUAL: TORCH_BARE,
+    LOOP: TORCH_BARE,
+    GATHER: TORCH_BARE,
+    NATIVE_TASKS: NATIVE_BARE,
+    NATIVE_RESIDUAL: NATIVE_BARE,
+}
 """What the cost of a side's tasks is measured from."""
 
 _N_CACHED = 64
@@ -40,14 +50,25 @@ class Cell:
 
 
 class Sides:
-    """Random layers of a model's sizes, in bfloat16, with a basis of width k and LoRA adapters of rank r.
+    """Random layers of a model's sizes, in bfloat16, with a basis of width k and LoRA adapters of rank r. In the sides
+    with a residual the first token's task has one at every site.
 
     Args:
         config: of a Llama-shaped model; its number of layers is what one call of a side computes.
-        n_tasks: most in a cell. n_tokens: most in a cell.
+        rank: of LoRA. residual_rank: of the residual. n_tasks: most in a cell. n_tokens: most in a cell.
     """
 
-    def __init__(self, config: PreTrainedConfig, *, k: int, rank: int, n_tasks: int, n_tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        *,
+        k: int,
+        rank: int,
+        residual_rank: int,
+        n_tasks: int,
+        n_tokens: int,
+        seed: int,
+    ) -> None:
         torch.manual_seed(seed)
         self._n_vocab = int(config.vocab_size)
         plain = _random_model(config)
@@ -60,6 +81,7 @@ class Sides:
             for name, layer in linear_sites(plain).items()
         }
         self._basis = _random_basis(plain, k)
+        self._residual = _random_residual(plain, residual_rank)
         self._arena = Arena(self._basis.spec, n_slots=n_tasks, device=CPU)
         self._arena.table[:n_tasks].normal_(std=0.1)
         self._step = StepTasks(self._arena.base_row)
@@ -80,6 +102,7 @@ class Sides:
         shape = Shape(cell.n_tokens, _N_CACHED, 1, room=_N_CACHED + 1)
         tokens = random_tokens(cell.n_tokens, 1, n_vocab=self._n_vocab, seed=seed)
         bare, mixed = make_batch(shape, tokens, [BASE_SLOT] * cell.n_tokens), make_batch(shape, tokens, slots)
+        private = replace(mixed, residuals=(ResidualRun(0, 1, self._residual),))
         tasks = torch.tensor(slots)
         inputs = {name: _random(cell.n_tokens, site.weight.shape[1]) for name, site in self._adapters.items()}
         inputs = _shared_inputs(inputs)
@@ -93,15 +116,21 @@ class Sides:
 
         self._check(torch_side(bare), torch_side(mixed), inputs, tasks)
         _agree("LoRA loop and gather", lora_side(lora_loop), lora_side(lora_gather))
-        if not _differ(self._native.forward(bare).clone(), self._native.forward(mixed)):
+        shared = self._native.forward(mixed).clone()
+        if not _differ(self._native.forward(bare), shared):
             raise LoadTestError("the native step gives the same logits with and without tasks")
+        with_residual = self._native.forward(private)
+        if not _differ(with_residual[:1], shared[:1]) or not torch.equal(with_residual[1:], shared[1:]):
+            raise LoadTestError("a residual has to change the logits of its own token, and of no other")
         return {
             TORCH_BARE: lambda: _drop(torch_side(bare)),
             TORCH_TASKS: lambda: _drop(torch_side(mixed)),
+            TORCH_RESIDUAL: lambda: _drop(torch_side(private)),
             LOOP: lambda: _drop(lora_side(lora_loop)),
             GATHER: lambda: _drop(lora_side(lora_gather)),
             NATIVE_BARE: lambda: _drop(self._native.forward(bare)),
             NATIVE_TASKS: lambda: _drop(self._native.forward(mixed)),
+            NATIVE_RESIDUAL: lambda: _drop(self._native.forward(private)),
         }
 
     def _check(
@@ -117,6 +146,14 @@ class Sides:
 def _random_model(config: PreTrainedConfig) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return model.requires_grad_(requires_grad=False).eval()
+
+
+def _random_residual(model: PreTrainedModel, rank: int) -> ResidentResidual:
+    sites = {
+        name: LowRank(_random(rank, layer.in_features), _random(rank, layer.out_features))
+        for name, layer in linear_sites(model).items()
+    }
+    return ResidentResidual(sites, sum(factors.a.nbytes + factors.b.nbytes for factors in sites.values()))
 
 
 def _random_basis(model: PreTrainedModel, k: int) -> Basis:

@@ -17,9 +17,11 @@ from onebasis.coefficients.arena import Arena
 from onebasis.coefficients.blend import Blends
 from onebasis.coefficients.follower import Follower
 from onebasis.coefficients.registry import TaskRegistry
+from onebasis.coefficients.residual_cache import ResidualCache
 from onebasis.coefficients.store import TaskStore
 from onebasis.core.config import MIB, ServeConfig
 from onebasis.core.errors import SetupError
+from onebasis.core.residual import ResidualLimits
 from onebasis.engine.block_pool import BlockPool
 from onebasis.engine.constraint import GrammarCompiler
 from onebasis.engine.decoders import StepSizes, build_decoder
@@ -90,7 +92,9 @@ def build_server(config: ServeConfig) -> Server:
         max_timeout_s=config.max_timeout_s,
     )
     database = Database(config.store)
-    registry = TaskRegistry(TaskStore(database), None if basis is None else basis.spec, base.name)
+    residual_limits = ResidualLimits(config.max_residual_rank, config.residual_mib * MIB // dtype.itemsize)
+    spec = None if basis is None else basis.spec
+    registry = TaskRegistry(TaskStore(database), spec, base.name, residual_limits=residual_limits)
     begun_s = time.monotonic()
     registry.follow()
     _log.info("registry: %d tasks read in %.2f s", registry.snapshot().n_registered, time.monotonic() - begun_s)
@@ -112,8 +116,8 @@ def build_server(config: ServeConfig) -> Server:
     services = Services(
         engine=engine,
         registry=registry,
-        blends=Blends(registry, None if basis is None else basis.spec),
-        basis=None if basis is None else basis.spec,
+        blends=Blends(registry, spec, residual_limits),
+        basis=spec,
         basis_path=config.basis,
         text=ModelText(base.tokenizer, base.eos_token_ids, max_tokens=limits.max_model_len),
         metrics=metrics,
@@ -164,6 +168,7 @@ def _build_engine(
     """The native engine over `base`, whose layers it takes over."""
     device = base.model.device
     arena = None if basis is None else Arena(basis.spec, n_slots=_n_slots(config, basis), device=device)
+    residuals = ResidualCache(limit_bytes=config.residual_mib * MIB, dtype=base.model.dtype, device=device)
     decoder = build_decoder(
         base,
         basis,
@@ -193,6 +198,7 @@ def _build_engine(
         runner=Runner(
             decoder,
             arena,
+            residuals,
             block_size=config.block_size,
             device=device,
             on_apply=partial(metrics.observe_reconstruct_apply, decoder.path),

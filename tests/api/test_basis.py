@@ -9,7 +9,7 @@ def test_the_basis_says_what_files_must_be_made_for(server, tiny):
     assert (basis["digest"], basis["base_fingerprint"]) == (tiny.basis.digest, tiny.basis.base_fingerprint)
     assert (basis["kind"], basis["size_bytes"]) == ("random", tiny.basis.size_bytes)
     assert len(basis["sites"]) == 14
-    assert basis["sites"][0].keys() == {"name", "d_in", "d_out", "k_in", "k_out"}
+    assert basis["sites"][0].keys() == {"name", "d_in", "d_out", "k_in", "k_out", "n_mix"}
 
 
 def test_the_basis_file_can_be_fetched_whole_in_part_and_not_twice(server, tiny):

@@ -42,6 +42,8 @@ WRONG_FIELDS = {  # metadata to put in, or to take out where it is None
     "no format": ("invalid_metadata", {"format": None}),
     "version": ("unsupported_format_version", {"format_version": "2"}),
     "form": ("unknown_form", {"form": "pickle"}),
+    "form vector without mixing cores": ("no_mixing_cores", {"form": "vector"}),
+    "form vector with a prefix": ("invalid_metadata", {"form": "vector", "k": "2"}),
     "no form": ("unknown_form", {"form": None}),
     "a form that looks alike": ("unknown_form", {"form": f"{FULL_WIDTH_C}ore"}),
     "a field that looks alike": ("unknown_form", {"form": None, f"f{CYRILLIC_O}rm": "core"}),
@@ -66,8 +68,38 @@ WRONG_FIELDS = {  # metadata to put in, or to take out where it is None
     "provenance has half a character": ("invalid_metadata", {"provenance": '{"a": "\\ud800"}'}),
 }
 
+
+def residual(
+    a: int | tuple[int, ...], b: int | tuple[int, ...], dtype: type = np.float16, *, site: str = SITE
+) -> dict[str, RawTensor]:
+    """Ones for both factors, of any shape."""
+    return {f"residual.{site}.A": ones(a, dtype), f"residual.{site}.B": ones(b, dtype)}
+
+
 WRONG_TENSORS = {  # tensors to put in, by the count of numbers that would be right
-    "an unknown tensor": ("unknown_tensor", lambda _: {"residual.x.A": ones(1)}),
+    "an unknown tensor": ("unknown_tensor", lambda _: {"delta": ones(1)}),
+    "a residual of no site": ("unknown_tensor", lambda _: {"residual.A": ones(1), "residual.B": ones(1)}),
+    "a residual of a third factor": ("unknown_tensor", lambda _: {"residual.x.C": ones(1)}),
+    "half a residual": ("incomplete_residual", lambda _: {f"residual.{SITE}.A": ones((1, 64))}),
+    "the other half": ("incomplete_residual", lambda _: {f"residual.{SITE}.B": ones((64, 1))}),
+    "many halves": ("incomplete_residual", lambda _: {f"residual.{i}.A": ones(1) for i in range(999)}),
+    "half a residual with a long name": ("incomplete_residual", lambda _: {f"residual.{'x' * 500_000}.A": ones(1)}),
+    "a residual of vectors": ("wrong_residual_shape", lambda _: residual(64, 64)),
+    "a residual of two ranks": ("wrong_residual_shape", lambda _: residual((2, 64), (64, 3))),
+    "a residual of rank 0": ("wrong_residual_shape", lambda _: residual((0, 64), (64, 0))),
+    "a residual of three axes": ("wrong_residual_shape", lambda _: residual((1, 64, 1), (64, 1))),
+    "a residual that is too wide": ("wrong_residual_shape", lambda _: residual((1, 65), (64, 1))),
+    "a residual that is transposed": ("wrong_residual_shape", lambda _: residual((64, 3), (3, 64))),
+    "a residual of a strange site": ("unknown_site", lambda _: residual((1, 64), (64, 1), site="../../etc/passwd")),
+    "a residual of a site that looks alike": ("unknown_site", lambda _: residual((1, 64), (64, 1), site=SITE + NUL)),
+    "a residual of a high rank": ("residual_rank_too_high", lambda _: residual((17, 64), (64, 17))),
+    "a residual of more than the whole rank": ("residual_rank_too_high", lambda _: residual((65, 64), (64, 65))),
+    "a residual in float64": ("wrong_dtype", lambda _: residual((1, 64), (64, 1), np.float64)),
+    "a residual in int8": ("wrong_dtype", lambda _: residual((1, 64), (64, 1), np.int8)),
+    "NaN in a residual": (
+        "not_finite",
+        lambda _: residual((1, 64), (64, 1)) | {f"residual.{SITE}.B": ones((64, 1), at=9, value=np.nan)},
+    ),
     "many unknown tensors": ("unknown_tensor", lambda _: {f"t{i}": ones(1) for i in range(999)}),
     "a tensor that looks alike": ("unknown_tensor", lambda n: {f"c{CYRILLIC_O}efficients": ones(n)}),
     "a tensor of full width": ("unknown_tensor", lambda n: {f"{FULL_WIDTH_C}oefficients": ones(n)}),
@@ -251,6 +283,13 @@ def _extra_tensors(rng: random.Random, good: bytes, n: int) -> bytes:
     return edited(good, tensors={name: ones(rng.randrange(50)) for name in names})
 
 
+def _bad_residual(rng: random.Random, good: bytes, n: int) -> bytes:
+    """Never both of one rank and of the site's width, and within the limit; sometimes one half is missing."""
+    rank, other = rng.sample(range(20), 2)
+    tensors = residual((rank, rng.randint(1, 99)), (rng.randint(1, 99), other))
+    return edited(good, tensors=tensors, without=rng.choice([(), (), list(tensors)[:1], list(tensors)[1:]]))
+
+
 def _wrong_basis(rng: random.Random, good: bytes, n: int) -> bytes:
     return edited(good, metadata={"basis": f"sha256:{rng.randbytes(32).hex()}"})
 
@@ -270,6 +309,7 @@ _RANDOM: dict[str, tuple[str, Callable[[random.Random, bytes, int], bytes]]] = {
     "lying length": ("not_safetensors truncated_file", _lying_length),
     "wrong count": ("wrong_length", _wrong_count),
     "extra tensors": ("unknown_tensor", _extra_tensors),
+    "bad residual": ("wrong_residual_shape incomplete_residual", _bad_residual),
     "nested": ("invalid_metadata", _nested),
     "wrong basis": ("wrong_basis", _wrong_basis),
     "shape": ("not_safetensors", lambda rng, good, _: header_says(good, shape=[rng.getrandbits(64) | 1 << 20])),

@@ -10,7 +10,7 @@ from tests.api.server import RunningServer, ok, refused, wait_until
 from tests.api.test_errors import CODES
 from tests.api.tiny_model import BASE_NAME
 from tests.attacks.hostile_files import HostileFile, fixed_files, random_files
-from tests.coefficients.builders import edited, raw_tensor
+from tests.coefficients.builders import edited, random_residual, raw_tensor
 
 NAME = "target"
 
@@ -90,7 +90,8 @@ def test_600_random_mutations_never_break_the_server(own_server, tiny):
     """Each is stored or refused with the envelope; the two good tasks answer as before."""
     before = {name: own_server.text(name) for name in ("one", "two", BASE_NAME)}
     rng = random.Random(0)
-    files = [tiny.core_file(seed) for seed in range(3)]
+    residual = {tiny.basis.sites[0].name: random_residual(tiny.basis.sites[0])}
+    files = [*(tiny.core_file(seed) for seed in range(3)), tiny.core_file(3, residual=residual)]
     outcomes: dict[str, int] = {}
     for i in range(600):
         response = own_server.put_task(f"mutant-{i % 7}", mutated(rng, files))
@@ -128,7 +129,7 @@ def mutated(rng: random.Random, files: list[bytes]) -> bytes:
             case 5:
                 data[at:] = rng.choice(files)[at:]
             case 6:
-                words = (b"coefficients", b"core", b"F16", b"1", b"0", b"{", b'"', b":", b"[")
+                words = (b"coefficients", b"residual", b"core", b"F16", b"1", b"0", b"{", b'"', b":", b"[")
                 data = bytearray(bytes(data).replace(rng.choice(words), rng.choice(words), 1))
     return bytes(data)
 

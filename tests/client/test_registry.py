@@ -1,11 +1,15 @@
 """The task registry through both clients, against a real server."""
 
+from dataclasses import fields
+
 import pytest
 
 from onebasis.core.ids import digest_of
 from onebasis_client import api_errors, connection
-from tests.api.server import TASKS
+from onebasis_client.tasks import Residual, Task
+from tests.api.server import TASKS, ok
 from tests.api.tiny_model import BASE_NAME
+from tests.coefficients.builders import random_residual
 
 
 @pytest.fixture
@@ -28,6 +32,15 @@ def test_an_upload_is_created_once_and_comes_back_exactly(client, server, name):
     assert first.task.digest == digest_of(data)
     assert (first.task.size_bytes, first.task.state) == (len(data), "ready")
     assert client.content(name) == data
+
+
+def test_a_task_has_the_fields_of_the_servers_card_and_says_what_its_residual_costs(client, server, name):
+    site = server.model.basis.sites[0]
+    client.register(name, server.model.core_file(11, residual={site.name: random_residual(site, 3)}))
+    card = ok(server.client.get(f"/v1/tasks/{name}"))
+    assert {field.name for field in fields(Task)} == card.keys() - {"object"}
+    assert client.show(name).residual == Residual(rank=3, size_bytes=2 * 3 * (site.d_in + site.d_out), sites=1)
+    assert client.show(TASKS[0]).residual is None
 
 
 def test_a_file_is_uploaded_by_path_and_its_progress_told(client, server, name, tmp_path):

@@ -1,6 +1,7 @@
 """Small bases and coefficient files for tests: three sites, no two sizes alike."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onebasis.coefficients.registry import TaskRegistry
 from onebasis.coefficients.store import TaskStore
 from onebasis.coefficients.validate import n_coefficients
 from onebasis.core.ids import digest_of
+from onebasis.core.residual import Residual
 
 BASE = "tiny-base"
 FINGERPRINT = "sha256:" + "b" * 64
@@ -20,6 +22,8 @@ SITES = (
     SiteSpec("layers.0.up_proj", d_in=13, d_out=20, k_in=4, k_out=5),
     SiteSpec("layers.1.q_proj", d_in=14, d_out=11, k_in=6, k_out=7),
 )
+MIXED_SITES = tuple(replace(site, n_mix=n_mix) for site, n_mix in zip(SITES, (2, 3, 1), strict=True))
+"""The same with mixing cores."""
 
 
 def raw_tensor(values) -> RawTensor:
@@ -27,15 +31,22 @@ def raw_tensor(values) -> RawTensor:
     return RawTensor(dtype, values.shape, values.tobytes())
 
 
-def basis_bytes(seed: int = 0, **metadata: str) -> bytes:
-    """A basis file over SITES; `metadata` overrides single fields of its header."""
+def mixing_cores(site: SiteSpec, seed: int = 0, dtype=np.float16):
+    shape = (site.n_mix + 1, site.k_out, site.k_in)
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def basis_bytes(seed: int = 0, *, of=SITES, **metadata: str) -> bytes:
+    """A basis file over these sites; `metadata` overrides single fields of its header."""
     rng = np.random.default_rng(seed)
     tensors = {}
-    for site in SITES:
+    for site in of:
+        if site.n_mix:
+            tensors[f"{site.name}.G"] = raw_tensor(mixing_cores(site, seed))
         for factor, shape in (("V", (site.k_in, site.d_in)), ("U", (site.k_out, site.d_out))):
             tensors[f"{site.name}.{factor}"] = raw_tensor(rng.standard_normal(shape).astype(np.float32))
     fields = basis_metadata(
-        kind="random", base_model="tiny", base_fingerprint=FINGERPRINT, sites=SITES, report={"seed": seed}
+        kind="random", base_model="tiny", base_fingerprint=FINGERPRINT, sites=of, report={"seed": seed}
     )
     return write_container(Container(fields | metadata, tensors))
 
@@ -51,6 +62,19 @@ def basis_spec(seed: int = 0) -> BasisSpec:
     """The same spec without a disk."""
     data = basis_bytes(seed)
     return BasisSpec(digest_of(data), len(data), "random", "tiny", FINGERPRINT, SITES, {"seed": seed})
+
+
+def mixed_basis_spec(seed: int = 0) -> BasisSpec:
+    """A basis with mixing cores, without a disk."""
+    data = basis_bytes(seed, of=MIXED_SITES)
+    mixing = {site.name: mixing_cores(site, seed) for site in MIXED_SITES}
+    return BasisSpec(digest_of(data), len(data), "random", "tiny", FINGERPRINT, MIXED_SITES, {"seed": seed}, mixing)
+
+
+def random_residual(site: SiteSpec, rank: int = 2, *, seed: int = 0, dtype=np.float16) -> Residual:
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((rank, site.d_in)), rng.standard_normal((site.d_out, rank))
+    return Residual(a.astype(dtype), b.astype(dtype))
 
 
 def coefficients(basis: BasisSpec, *, form="core", k=None, sites=None, seed=0, dtype=np.float16, **extra) -> bytes:

@@ -18,11 +18,12 @@ from onebasis.identity.key_store import KeyStore
 from onebasis.identity.quota import Quota
 from onebasis.identity.quota_store import QuotaStore
 from onebasis.storage.database import Database
-from tests.coefficients.builders import basis_spec, coefficients, started
+from tests.coefficients.builders import basis_spec, coefficients, random_residual, started
 from tests.identity.builders import ADMIN
 
 BASIS = basis_spec()
-ONE, TWO, THREE = (coefficients(BASIS, seed=seed) for seed in range(3))
+ONE, TWO = (coefficients(BASIS, seed=seed) for seed in range(2))
+THREE = coefficients(BASIS, seed=2, residual={BASIS.sites[0].name: random_residual(BASIS.sites[0])})
 
 
 @pytest.fixture

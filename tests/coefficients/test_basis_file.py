@@ -6,12 +6,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onebasis.coefficients.basis_file import read_basis_spec
+from onebasis.coefficients.basis_file import basis_metadata, read_basis_spec
 from onebasis.core.errors import InvalidBasis
 from onebasis.core.ids import digest_of
-from tests.coefficients.builders import SITES, basis_bytes, basis_spec, edited, raw_tensor, tiny_basis
+from tests.coefficients.builders import (
+    MIXED_SITES,
+    SITES,
+    basis_bytes,
+    basis_spec,
+    edited,
+    mixed_basis_spec,
+    mixing_cores,
+    raw_tensor,
+    tiny_basis,
+)
 
 GOOD = basis_bytes()
+MIXED = basis_bytes(of=MIXED_SITES)
 
 
 def sites_json(**changes) -> str:
@@ -25,6 +36,25 @@ def test_a_basis_file_is_read_back(tmp_path):
     assert spec == basis_spec()
     assert (spec.digest, spec.size_bytes) == (digest_of(GOOD), len(GOOD))
     assert (spec.n_core_numbers, spec.largest_k) == (68, 7)
+
+
+def test_a_basis_with_mixing_cores_is_read_back_with_them(tmp_path):
+    path = tmp_path / "x.basis.safetensors"
+    path.write_bytes(MIXED)
+    spec = read_basis_spec(path)
+    assert spec == mixed_basis_spec()
+    assert spec.has_mixing_cores and not basis_spec().has_mixing_cores
+    assert [site.n_mix for site in spec.sites] == [2, 3, 1]
+    for site in spec.sites:
+        np.testing.assert_array_equal(spec.mixing[site.name], mixing_cores(site))
+
+
+def test_a_basis_without_mixing_cores_says_nothing_of_them():
+    """So that files from before there were any keep their bytes, and with them their digest."""
+    fields = {"kind": "random", "base_model": "b", "base_fingerprint": "f", "report": {}}
+    listed = '[{"name":"layers.0.q_proj","d_in":12,"d_out":10,"k_in":3,"k_out":2}]'
+    assert basis_metadata(sites=SITES[:1], **fields)["sites"] == listed
+    assert basis_metadata(sites=MIXED_SITES[:1], **fields)["sites"] == listed[:-2] + ',"n_mix":2}]'
 
 
 def test_equal_content_gives_equal_bytes_and_other_numbers_another_digest():
@@ -45,6 +75,11 @@ def test_a_file_that_is_not_there_is_told_as_such(tmp_path, missing):
 
 
 FLOAT16 = np.float16
+FIRST = SITES[0].name
+
+
+def cores(shape, dtype=np.float16, *, value=1):
+    return {f"{FIRST}.G": raw_tensor(np.full(shape, value, dtype))}
 
 
 @pytest.mark.parametrize(
@@ -77,6 +112,14 @@ FLOAT16 = np.float16
         (edited(GOOD, without=["layers.1.q_proj.U"]), "disagree, first at 'layers.1.q_proj.U'"),
         (edited(GOOD, tensors={"more": raw_tensor(np.ones(2, FLOAT16))}), "disagree, first at 'more'"),
         (edited(GOOD, tensors={"layers.0.q_proj.V": raw_tensor(np.ones((3, 12)))}), "factors are F64; allowed: BF16,"),
+        (basis_bytes(sites=sites_json(n_mix=-1)), "n_mix needs a whole number, found -1"),
+        (basis_bytes(sites=sites_json(n_mix="1")), "n_mix needs a whole number, found '1'"),
+        (basis_bytes(sites=sites_json(n_mix=2)), "some sites have mixing cores, others none"),
+        (edited(GOOD, tensors=cores((3, 2, 3))), f"disagree, first at '{FIRST}.G'"),
+        (edited(MIXED, without=[f"{FIRST}.G"]), f"disagree, first at '{FIRST}.G'"),
+        (edited(MIXED, tensors=cores((2, 2, 3))), f"disagree, first at '{FIRST}.G'"),
+        (edited(MIXED, tensors=cores((3, 2, 3), np.float64)), "mixing cores are F64; allowed: F16, F32"),
+        (edited(MIXED, tensors=cores((3, 2, 3), value=np.inf)), f"mixing cores of {FIRST} have"),
     ],
 )  # fmt: skip
 def test_a_wrong_basis_file_is_refused_with_path_and_reason(tmp_path, data, message):
@@ -88,9 +131,12 @@ def test_a_wrong_basis_file_is_refused_with_path_and_reason(tmp_path, data, mess
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=6))
-def test_mutated_bytes_never_raise_anything_else(tmp_path, changes):
-    data = bytearray(GOOD)
+@given(
+    st.sampled_from([GOOD, MIXED]),
+    st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_mutated_bytes_never_raise_anything_else(tmp_path, good, changes):
+    data = bytearray(good)
     for position, byte in changes:
         data[position] = byte
     path = tmp_path / "mutated"

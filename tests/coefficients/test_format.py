@@ -9,6 +9,7 @@ from onebasis.coefficients.container import RawTensor
 from onebasis.coefficients.format import FORMS, parse_coefficients, write_coefficients
 from onebasis.core.errors import (
     CoefficientError,
+    IncompleteResidual,
     InvalidMetadata,
     MissingTensor,
     NotFinite,
@@ -17,15 +18,20 @@ from onebasis.core.errors import (
     UnknownTensor,
     UnsupportedFormatVersion,
     WrongDtype,
+    WrongResidualShape,
 )
 from onebasis.core.ids import Digest, digest_of
-from tests.coefficients.builders import FINGERPRINT, basis_spec, coefficients, edited, raw_tensor
+from onebasis.core.residual import Residual
+from tests.coefficients.builders import FINGERPRINT, basis_spec, coefficients, edited, random_residual, raw_tensor
 
 BASIS = basis_spec()
 GOOD = coefficients(BASIS, task="plural", provenance={"data": "demo", "score": 0.75})
+SITE = BASIS.sites[1]
+A, B = f"residual.{SITE.name}.A", f"residual.{SITE.name}.B"
+WITH_RESIDUAL = coefficients(BASIS, residual={SITE.name: random_residual(SITE)})
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["core", "diag"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_what_is_written_is_read_back(form, dtype):
     values = np.array([1.5, -2.25, 1e-3, 0.0], dtype=dtype)
@@ -46,6 +52,80 @@ def test_what_is_written_is_read_back(form, dtype):
     assert (file.digest, file.size_bytes, file.shape) == (digest_of(data), len(data), (4,))
     assert file.values.dtype == dtype
     np.testing.assert_array_equal(file.numbers(), values.astype(np.float32))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_residual_is_read_back_in_its_own_width(form, dtype):
+    first, _, last = BASIS.sites
+    residual = {site.name: random_residual(site, rank, dtype=dtype) for site, rank in ((last, 3), (first, 1))}
+    data = coefficients(BASIS, form=form, residual=residual)
+    file = parse_coefficients(data)
+    assert list(file.residual) == [first.name, last.name]
+    for name, factors in residual.items():
+        found = file.residual[name]
+        assert (found.rank, found.a.dtype, found.size_bytes) == (factors.rank, dtype, factors.size_bytes)
+        np.testing.assert_array_equal(found.a, factors.a)
+        np.testing.assert_array_equal(found.b, factors.b)
+    assert coefficients(BASIS, form=form, residual=dict(reversed(residual.items()))) == data, "order is no content"
+    assert file.form == form
+    assert parse_coefficients(GOOD).residual == {}
+
+
+def test_a_residual_in_bfloat16_is_read_as_its_bits():
+    upper = np.arange(2 * SITE.d_in, dtype=np.uint16).reshape(2, SITE.d_in)
+    data = edited(WITH_RESIDUAL, tensors={A: RawTensor("BF16", upper.shape, upper.tobytes())})
+    assert parse_coefficients(data).residual[SITE.name].a.tolist() == upper.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "code", "message"),
+    [
+        ({"without": [B]}, IncompleteResidual, "incomplete_residual", f"{A}, but not {B}; a residual needs both"),
+        ({"without": [A]}, IncompleteResidual, "incomplete_residual", f"{B}, but not {A}"),
+        ({"tensors": {A: np.ones(3)}}, WrongResidualShape, "wrong_residual_shape", r"found A \(3,\) and B \(20, 2\)"),
+        (
+            {"tensors": {A: np.ones((3, 13))}},
+            WrongResidualShape,
+            "wrong_residual_shape",
+            r"of one r from 1, found A \(3,",
+        ),
+        (
+            {"tensors": {B: np.ones((20, 2, 1))}},
+            WrongResidualShape,
+            "wrong_residual_shape",
+            "residual of layers.0.up_proj:",
+        ),
+        (
+            {"tensors": {A: np.ones((0, 13)), B: np.ones((20, 0))}},
+            WrongResidualShape,
+            "wrong_residual_shape",
+            r"found A \(0, 13\)",
+        ),
+        ({"tensors": {B: np.ones((20, 2))}}, WrongDtype, "wrong_dtype", f"{B}: numbers are F64; allowed: F16,"),
+        (
+            {"tensors": {A: np.full((2, 13), np.nan, np.float16)}},
+            NotFinite,
+            "not_finite",
+            f"{A}: 26 numbers are NaN or infinite, the first at position 0",
+        ),
+        ({"tensors": {"residual.A": np.ones(2)}}, UnknownTensor, "unknown_tensor", "found also residual.A;"),
+        ({"tensors": {"residual.x.C": np.ones(2)}}, UnknownTensor, "unknown_tensor", "found also residual.x.C;"),
+        (
+            {"tensors": {"residual.x.A.scale": np.ones(2)}},
+            UnknownTensor,
+            "unknown_tensor",
+            "found also residual.x.A.scale",
+        ),
+        ({"tensors": {f"residual.{'y' * 9999}.A": np.ones(2)}}, IncompleteResidual, "incomplete_residual", "found the"),
+    ],
+)
+def test_each_fault_of_a_residual_has_its_own_code(change, error, code, message):
+    tensors = {name: raw_tensor(values) for name, values in change.get("tensors", {}).items()}
+    with pytest.raises(error, match=message) as caught:
+        parse_coefficients(edited(WITH_RESIDUAL, tensors=tensors, without=change.get("without", ())))
+    assert caught.value.code == code
+    assert len(str(caught.value)) < 400
 
 
 def test_a_bfloat16_file_is_read_exactly():
@@ -121,14 +201,15 @@ LONG = "y" * 10_000
     [
         ({"metadata": {"format_version": "2"}}, UnsupportedFormatVersion, "unsupported_format_version", "'2'.*reads 1"),
         ({"without": ["format_version"]}, UnsupportedFormatVersion, "unsupported_format_version", "'none'.*reads 1;"),
-        ({"metadata": {"form": "vector"}}, UnknownForm, "unknown_form", "'vector', this server reads core, diag;"),
-        ({"metadata": {"form": LONG}}, UnknownForm, "unknown_form", "reads core, diag;"),
+        ({"metadata": {"form": "lora"}}, UnknownForm, "unknown_form", "'lora', .* core, diag, vector;"),
+        ({"metadata": {"form": LONG}}, UnknownForm, "unknown_form", "reads core, diag, v"),
         ({"without": ["form"]}, UnknownForm, "unknown_form", "'none'"),
         ({"tensors": {"b.V": raw_tensor(np.ones(2, np.float16))}}, UnknownTensor, "unknown_tensor", "found also b.V"),
         ({"tensors": {LONG: raw_tensor(np.ones(2, np.float16))}}, UnknownTensor, "unknown_tensor", "found also yyy"),
         ({"without": ["coefficients"]}, MissingTensor, "missing_tensor", "needs the tensor 'coefficients', found none"),
         ({"tensors": {"coefficients": raw_tensor(np.ones(2))}}, WrongDtype, "wrong_dtype", "F64; allowed: F16, BF16,"),
         ({"tensors": {"coefficients": raw_tensor(np.ones(2, np.int8))}}, WrongDtype, "wrong_dtype", "are I8; allowed"),
+        ({"metadata": {"form": "vector", "k": "2"}}, InvalidMetadata, "invalid_metadata", "absent with form v"),
     ],
 )  # fmt: skip
 def test_each_cause_has_its_own_code_and_says_found_and_allowed(change, error, code, message):
@@ -158,7 +239,9 @@ def test_nan_and_infinity_are_refused_with_count_and_place(tensor):
     [
         (np.ones(3), {}, WrongDtype),
         (np.array([np.nan], np.float16), {}, NotFinite),
-        (np.ones(3, np.float16), {"form": "vector"}, UnknownForm),
+        (np.ones(3, np.float16), {"form": "lora"}, UnknownForm),
+        (np.ones(3, np.float16), {"form": "vector", "k": 2}, InvalidMetadata),
+        (np.ones(3, np.float16), {"residual": {"q": Residual(np.ones((2, 3)), np.ones((4, 2)))}}, WrongDtype),
         (np.ones(3, np.float16), {"basis": Digest("")}, InvalidMetadata),
         (np.ones(3, np.float16), {"sites": ()}, InvalidMetadata),
         (np.ones(3, np.float16), {"k": -1}, InvalidMetadata),
@@ -172,11 +255,14 @@ def test_nothing_is_written_that_would_not_be_read(values, fields, error):
         )
 
 
-@given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=8))
-@example([(0, 0x80)])
-@example([(7, 0xFF)])
-def test_mutated_bytes_never_escape_the_error_tree(changes):
-    data = bytearray(GOOD)
+@given(
+    st.sampled_from([GOOD, WITH_RESIDUAL]),
+    st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=8),
+)
+@example(GOOD, [(0, 0x80)])
+@example(GOOD, [(7, 0xFF)])
+def test_mutated_bytes_never_escape_the_error_tree(good, changes):
+    data = bytearray(good)
     for position, byte in changes:
         data[position] = byte
     try:

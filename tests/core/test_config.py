@@ -53,6 +53,8 @@ def test_a_setting_that_does_not_exist_is_refused() -> None:
         ("max_timeout_s", 0),
         ("stall_s", 0.5),
         ("arena_mib", 0),
+        ("max_residual_rank", -1),
+        ("residual_mib", 0),
         ("max_body_bytes", 0),
         ("max_json_bytes", 0),
         ("max_header_bytes", 1023),

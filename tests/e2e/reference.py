@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from onebasis.coefficients.numbers import widen
 from onebasis.coefficients.validate import BoundCoefficients
 from onebasis.model.adapted import merged_weight
 from onebasis.model.factors import Basis
@@ -36,6 +37,9 @@ class Reference:
                 weight = site_layer(self.base.model, site.name).weight
                 before[site.name] = weight.data
                 weight.data = merged_weight(weight.data, self.basis.factors[site.name], core)
+                if site.name in coefficients.residual:
+                    residual = coefficients.residual[site.name]
+                    weight.data += torch.from_numpy(widen(residual.b) @ widen(residual.a))
                 start = end
         try:
             yield

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from onebasis.core.ids import Digest, digest_of
 from onebasis.core.request import EventSink, GenerateRequest, ResolvedTask, SamplingParams, TokenEvent
+from onebasis.core.residual import Residuals
 from onebasis.engine.sequence import EngineSequence
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -44,6 +45,10 @@ class NamedCoefficients:
 
     digest: Digest
     rank = 4
+
+    @property
+    def residual(self) -> Residuals:
+        return {}
 
     def flat_cores(self) -> NDArray[np.float32]:
         raise NotImplementedError

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from onebasis.coefficients.arena import Arena
+from onebasis.coefficients.residual_cache import ResidualCache
 from onebasis.core.ids import Digest, digest_of
 from onebasis.core.request import FinishReason, GenerateRequest, SamplingParams, TokenEvent
 from onebasis.engine.block_pool import BlockPool
@@ -73,6 +74,7 @@ class Parts:
     engine: EngineLoop
     scheduler: Scheduler
     arena: Arena | None
+    residuals: ResidualCache
     metrics: Metrics
 
     def count(self, metric: str) -> float:
@@ -86,6 +88,8 @@ class Parts:
         assert (self.scheduler.n_running, self.scheduler.n_waiting, self.scheduler.kv_usage) == (0, 0, 0.0)
         snapshot = self.engine.snapshot()
         assert (snapshot.n_running, snapshot.n_waiting) == (0, 0)
+        self.residuals.check_integrity()
+        assert not self.residuals._n_pins
         if self.arena is not None:
             self.arena.slots.check_integrity()
             for i in range(self.arena.n_slots):  # a pinned row could not be given to another
@@ -109,9 +113,11 @@ def build_engine(
     max_prefill_tokens: int | None = None,
     prefix_cache: bool = True,
     stall_s: float = 60.0,
+    residual_bytes: int = 1_000_000,
 ) -> Parts:
     """The engine that wiring builds, small. `base` is changed by it."""
     arena = None if basis is None else Arena(basis.spec, n_slots=n_slots or max_running, device=CPU)
+    residuals = ResidualCache(limit_bytes=residual_bytes, dtype=base.model.dtype, device=CPU)
     step = StepTasks(0 if arena is None else arena.base_row)
     adapt_model(base.model, basis, {} if arena is None else arena.site_cores, step)
     cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=block_size, dtype=base.model.dtype, device=CPU)
@@ -136,6 +142,7 @@ def build_engine(
     runner = runner_type(
         Decoder(base, cache, step),
         arena,
+        residuals,
         block_size=block_size,
         device=CPU,
         on_apply=partial(metrics.observe_reconstruct_apply, "torch"),
@@ -149,7 +156,7 @@ def build_engine(
         max_resident_tasks=0 if arena is None else arena.n_slots,
         metrics=metrics,
     )
-    return Parts(engine, scheduler, arena, metrics)
+    return Parts(engine, scheduler, arena, residuals, metrics)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -175,6 +176,7 @@ class UnreadableCoefficients:
     """The store's bytes are gone when the engine asks for the cores."""
 
     digest = digest_of(b"unreadable")
+    residual = MappingProxyType({})
     rank = 4
 
     def flat_cores(self) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A request that carries something bad ends alone; its neighbours get the tokens they would have got."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 from onebasis.core.errors import EngineStopped, NonFiniteOutput
 from onebasis.core.ids import digest_of
 from onebasis.core.request import FinishReason, ResolvedTask, SamplingParams
+from onebasis.core.residual import Residual, Residuals
 from onebasis.engine.isolation import sample_isolated
 from onebasis.engine.runner import Runner
 from onebasis.engine.sampler import SampleRow
@@ -21,6 +22,7 @@ class Coefficients:
     """Coefficients of which nobody checked anything."""
 
     cores: np.ndarray | Exception
+    residual: Residuals = field(default_factory=dict)
     digest = digest_of(b"poison")
     rank = 4
 
@@ -49,6 +51,12 @@ def _huge(world):
     return np.full(world.basis.spec.n_core_numbers, 3e38, dtype=np.float32)
 
 
+def _huge_residual(world):
+    site = world.basis.spec.sites[0]
+    factors = Residual(np.full((1, site.d_in), 3e38, np.float32), np.full((site.d_out, 1), 3e38, np.float32))
+    return Coefficients(0 * _huge(world), {site.name: factors})
+
+
 def _raise_at_a_token(event):
     if event.finish is None:
         raise KeyError("poisonous sink")
@@ -57,6 +65,7 @@ def _raise_at_a_token(event):
 POISONS = {
     "cores that can't be read": (OSError, lambda _: {"task": ResolvedTask("p", Coefficients(OSError("no disk")))}),
     "cores of a wrong length": (ValueError, lambda _: {"task": ResolvedTask("p", Coefficients(np.ones(1, "f4")))}),
+    "a residual that overflows": (NonFiniteOutput, lambda w: {"task": ResolvedTask("p", _huge_residual(w))}),
     "cores that overflow": (NonFiniteOutput, lambda w: {"task": ResolvedTask("p", Coefficients(_huge(w)))}),
     "overflow, sampled": (
         NonFiniteOutput,

@@ -39,7 +39,7 @@ def test_every_cell_has_all_sides(tiny_subject, tmp_path):
     saved = json.loads(file.read_text())
     cells = {(cell["k"], cell["n_tokens"], cell["n_tasks"]) for cell in saved["cells"]}
     assert cells == {(3, 2, 1), (3, 5, 3), (4, 2, 1), (4, 5, 3)}
-    assert len(saved["cells"]) == 4 * 6
+    assert len(saved["cells"]) == 4 * 8
     assert all(cell["layer_ms"]["n"] == 3 and cell["layer_ms"]["median"] > 0 for cell in saved["cells"])
     assert all((cell["tax"] is None) == (cell["side"] not in BARE_OF) for cell in saved["cells"])
 

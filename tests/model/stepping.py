@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from onebasis.coefficients.arena import Arena
+from onebasis.coefficients.residual_cache import ResidentResidual, ResidualCache
 from onebasis.core.request import GenerateRequest
 from onebasis.engine.batch import build_batch, order_runs
 from onebasis.engine.block_pool import BlockPool
@@ -55,6 +56,8 @@ class Stepper:
     ) -> None:
         """With `library`, the native decoder computes; without, torch does."""
         self._arena = None if basis is None else Arena(basis.spec, n_slots=4, device=CPU)
+        self._residuals = ResidualCache(limit_bytes=10_000_000, dtype=base.model.dtype, device=CPU)
+        self._held: dict[str, ResidentResidual] = {}
         self._block_size = BLOCK_SIZE if library is None else NATIVE_BLOCK_SIZE
         self._decoder = (
             self._torch_decoder(base, basis, n_blocks)
@@ -97,7 +100,7 @@ class Stepper:
     def _step(self, plan: StepPlan, traces: dict[str, Trace], open_ids: set[str]) -> None:
         self._hold_tasks(plan)
         runs = order_runs(plan)
-        batch = build_batch(runs, block_size=self._block_size, device=CPU)
+        batch = build_batch(runs, block_size=self._block_size, device=CPU, residuals=self._held)
         sampled = self._decoder.forward(batch).clone()
         everywhere = self._decoder.forward(replace(batch, logit_rows=torch.arange(plan.n_tokens)))
         self.n_mixed_steps += batch.decodes is not None and len(batch.chunks) > 0
@@ -123,8 +126,13 @@ class Stepper:
             self._let_go(sequence)
         for sequence in plan.admitted:
             if sequence.request.task is not None and self._arena is not None:
-                sequence.slot = self._arena.acquire(sequence.request.task.coefficients)
+                coefficients = sequence.request.task.coefficients
+                sequence.slot = self._arena.acquire(coefficients)
+                if coefficients.residual:
+                    self._held[sequence.request_id] = self._residuals.acquire(coefficients)
 
     def _let_go(self, sequence: EngineSequence) -> None:
         if sequence.request.task is not None and self._arena is not None:
             self._arena.release(sequence.request.task.coefficients)
+            if self._held.pop(sequence.request_id, None) is not None:
+                self._residuals.release(sequence.request.task.coefficients)

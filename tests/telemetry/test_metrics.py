@@ -20,7 +20,7 @@ vllm:num_requests_waiting vllm:num_requests_running vllm:kv_cache_usage_perc vll
 vllm:cache_config_info vllm:lora_requests_info vllm:num_gpu_loaded_lora_adapters
 vllm:num_cpu_loaded_lora_adapters vllm:max_gpu_lora_adapters vllm:num_requests_swapped vllm:cpu_cache_usage_perc
 onebasis_task_registry_entries onebasis_task_registry_bytes onebasis_task_registry_age_seconds onebasis_draining
-onebasis_build_info
+onebasis_residual_resident_bytes onebasis_build_info
 """)
 COUNTERS = names("""
 vllm:prompt_tokens_total vllm:generation_tokens_total vllm:request_success_total vllm:num_preemptions_total
@@ -192,7 +192,7 @@ def test_the_constant_infos(server):
 
 def test_gauges_follow_the_snapshots_of_the_moment(server):
     server.text()
-    server.engine = EngineSnapshot(3, 2, 0.25, {"b": 16, "a": 8}, ("c",), 5, 8)
+    server.engine = EngineSnapshot(3, 2, 0.25, {"b": 16, "a": 8}, ("c",), 5, 8, residual_bytes=300)
     server.registry = RegistrySnapshot(40, 2, 4096)
     expected = {
         "vllm:num_requests_waiting": 3,
@@ -203,6 +203,7 @@ def test_gauges_follow_the_snapshots_of_the_moment(server):
         "vllm:num_cpu_loaded_lora_adapters": 40,
         "vllm:max_gpu_lora_adapters": 8,
         "onebasis_task_registry_bytes": 4096,
+        "onebasis_residual_resident_bytes": 300,
     }
     assert {name: server.value(name) for name in expected} == expected
     assert server.value("onebasis_task_registry_entries", state="registered") == 40

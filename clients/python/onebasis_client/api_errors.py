@@ -164,6 +164,26 @@ class WrongLength(CoefficientError, code="wrong_length"):
     """The count of numbers does not follow from basis, form, k and sites. Nothing is padded or cut."""
 
 
+class NoMixingCores(CoefficientError, code="no_mixing_cores"):
+    """The form is `vector`, and the basis has no mixing cores to make cores from."""
+
+
+class IncompleteResidual(CoefficientError, code="incomplete_residual"):
+    """One of the two factors of a site's residual is missing."""
+
+
+class WrongResidualShape(CoefficientError, code="wrong_residual_shape"):
+    """The factors of a residual do not fit each other or the site. Nothing is padded, transposed or cut."""
+
+
+class ResidualRankTooHigh(CoefficientError, code="residual_rank_too_high"):
+    """A residual of a higher rank than this server allows, or than the site's weight can have."""
+
+
+class ResidualTooLarge(CoefficientError, code="residual_too_large"):
+    """A residual that would not fit the memory for residuals even alone."""
+
+
 class WrongPrefix(CoefficientError, code="wrong_prefix"):
     """`k` is not a prefix of the basis rows."""
 
@@ -202,6 +222,10 @@ class QuotaExceeded(CapacityError, code="quota_exceeded"):
 
 class EngineStopped(CapacityError, code="engine_stopped"):
     """The engine ended before the request did."""
+
+
+class ResidualMemoryFull(CapacityError, code="residual_memory_full"):
+    """The residuals of running requests take the memory that there is for residuals. Other tasks are not affected."""
 
 
 class Draining(CapacityError, code="draining"):

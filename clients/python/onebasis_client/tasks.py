@@ -6,6 +6,15 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Residual:
+    """What a task has beside the basis. rank: the highest of any site. size_bytes: of its numbers. sites: how many."""
+
+    rank: int
+    size_bytes: int
+    sites: int
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A registered task at its current version.
 
@@ -19,6 +28,7 @@ class Task:
         provenance: what the file says about its making: data, recipe, scores.
         metadata: what the writer of this version noted beside it.
         tenant: to whom it is private; None for a task that all may use.
+        residual: its private low-rank update; None for a task that the basis holds whole.
     """
 
     id: str
@@ -35,6 +45,7 @@ class Task:
     provenance: Any
     metadata: Mapping[str, str]
     tenant: str | None = None
+    residual: Residual | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +88,17 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One adapted layer, and the sizes of its factors V [k_in, d_in] and U [k_out, d_out]."""
+    """One adapted layer, and the sizes of its factors V [k_in, d_in] and U [k_out, d_out].
+
+    n_mix: how many numbers a task of form `vector` has here; 0 if the basis knows no such form.
+    """
 
     name: str
     d_in: int
     d_out: int
     k_in: int
     k_out: int
+    n_mix: int = 0
 
 
 @dataclass(frozen=True, slots=True)

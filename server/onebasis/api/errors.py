@@ -33,6 +33,7 @@ STATUSES: Final[Mapping[type[errors.ServeError], int]] = MappingProxyType(
         errors.CapacityError: 503,
         errors.QueueFull: 429,
         errors.TenantQueueFull: 429,
+        errors.ResidualMemoryFull: 429,
         errors.DeadlineExceeded: 504,
         identity_errors.InvalidApiKey: 401,
         identity_errors.PermissionDenied: 403,
@@ -41,6 +42,14 @@ STATUSES: Final[Mapping[type[errors.ServeError], int]] = MappingProxyType(
     }
 )
 """Status of each class; a class that is not listed has its nearest listed ancestor's."""
+
+
+_TOO_MANY: Final = (
+    errors.QueueFull,
+    errors.TenantQueueFull,
+    errors.ResidualMemoryFull,
+    identity_errors.QuotaExceeded,
+)
 
 
 class ErrorDetail(BaseModel):
@@ -140,7 +149,7 @@ def _from_http(request: Request, error: HTTPException) -> errors.ServeError:
 
 def _type_of(error: errors.ServeError) -> str:
     """OpenAI's coarse kind of error."""
-    if isinstance(error, errors.QueueFull | errors.TenantQueueFull | identity_errors.QuotaExceeded):
+    if isinstance(error, _TOO_MANY):
         return "rate_limit_error"
     if isinstance(error, identity_errors.InvalidApiKey):
         return "authentication_error"

@@ -9,6 +9,7 @@ from onebasis.api.deps import Services
 from onebasis.coefficients.catalog import RegisteredTask
 from onebasis.coefficients.registry import Registration
 from onebasis.coefficients.store import StoredVersion
+from onebasis.core.residual import Residuals, size_bytes
 
 
 def task_card(task: RegisteredTask, services: Services) -> dict[str, Any]:
@@ -23,12 +24,24 @@ def task_card(task: RegisteredTask, services: Services) -> dict[str, Any]:
         "size_bytes": task.size_bytes,
         "form": task.form,
         "k": task.k,
+        "residual": _residual_card(task.residual),
         "created_at": task.created_at,
         "state": task.state,
         "reason": task.reason,
         "provenance": task.provenance,
         "metadata": task.version.metadata,
         "tenant": task.version.owner or None,
+    }
+
+
+def _residual_card(residual: Residuals) -> dict[str, int] | None:
+    """What a task costs beside its coefficients; None for most."""
+    if not residual:
+        return None
+    return {
+        "rank": max(factors.rank for factors in residual.values()),
+        "size_bytes": size_bytes(residual),
+        "sites": len(residual),
     }
 
 

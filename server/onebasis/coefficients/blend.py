@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.format import write_coefficients
 from onebasis.coefficients.registry import TaskRegistry
+from onebasis.coefficients.residual_sum import sum_residuals
 from onebasis.core.errors import InvalidParameter, ModelNotFound, TaskUnusable
 from onebasis.core.ids import Digest
 from onebasis.core.request import BlendPart, ResolvedTask, StoredNumbers, TaskCoefficients
+from onebasis.core.residual import ResidualLimits, Residuals, size_bytes
 
 _DOMAIN: Final = b"onebasis blend 1\n"  # no file begins so: a blend never has the digest of a file
 _KEPT_BYTES: Final = 64 * 1024 * 1024
@@ -28,6 +30,11 @@ class BlendedCoefficients:
     digest: Digest
     cores: NDArray[np.float32]
     shapes: tuple[tuple[int, int], ...]
+    residual: Residuals
+
+    @property
+    def size_bytes(self) -> int:
+        return self.cores.nbytes + size_bytes(self.residual)
 
     @property
     def rank(self) -> int:
@@ -44,14 +51,20 @@ class BlendedCoefficients:
 class Blends:
     """Makes blends of registered tasks; those used last are kept, up to a bound of bytes. Any thread.
 
-    Invariant, under `_lock`: `_kept` is in the order of use, and its sums take at most _KEPT_BYTES, or it has one.
+    Invariant, under `_lock`: `_kept` is in the order of use, and its sums take `_kept_bytes`, at most _KEPT_BYTES, or
+    it has one.
+
+    Args:
+        limits: what the residual of a sum may have.
     """
 
-    def __init__(self, registry: TaskRegistry, basis: BasisSpec | None) -> None:
+    def __init__(self, registry: TaskRegistry, basis: BasisSpec | None, limits: ResidualLimits | None = None) -> None:
         self._registry = registry
+        self._limits = limits
         self._shapes = () if basis is None else tuple(site.core_shape() for site in basis.sites)
         self._lock = Lock()
         self._kept: OrderedDict[Digest, BlendedCoefficients] = OrderedDict()
+        self._kept_bytes = 0
 
     def resolve(self, weights: Sequence[tuple[str, float]], tenant: str | None = None) -> ResolvedTask:
         """The blend of these tasks as they stand now.
@@ -62,7 +75,7 @@ class Blends:
 
         Raises:
             ModelNotFound, TaskUnusable, StoreUnavailable: as when the part is asked for alone.
-            InvalidParameter: a part is the base, or the sum is too large for float32.
+            InvalidParameter: a part is the base, or the sum is too large for float32, or its residual for this server.
         """
         found = [(self._part(model, tenant), weight) for model, weight in weights]
         parts = tuple(BlendPart(task.name, task.coefficients.digest, weight) for task, weight in found)
@@ -71,7 +84,9 @@ class Blends:
             blend = self._kept.get(digest)
         if blend is None:
             summands = [(task.coefficients, weight) for task, weight in found]
-            blend = BlendedCoefficients(digest, _weighted_sum(summands), self._shapes)
+            blend = BlendedCoefficients(
+                digest, _weighted_sum(summands), self._shapes, sum_residuals(summands, self._limits)
+            )
         self._keep(blend)
         return ResolvedTask("+".join(part.task for part in parts), blend, parts)
 
@@ -86,12 +101,13 @@ class Blends:
         return task
 
     def _keep(self, blend: BlendedCoefficients) -> None:
-        n_kept = max(1, _KEPT_BYTES // blend.cores.nbytes)
         with self._lock:
-            self._kept[blend.digest] = blend
+            if blend.digest not in self._kept:
+                self._kept[blend.digest] = blend
+                self._kept_bytes += blend.size_bytes
             self._kept.move_to_end(blend.digest)
-            while len(self._kept) > n_kept:
-                self._kept.popitem(last=False)
+            while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].size_bytes
 
 
 def blend_digest(parts: Sequence[BlendPart]) -> Digest:
@@ -101,7 +117,7 @@ def blend_digest(parts: Sequence[BlendPart]) -> Digest:
 
 
 def blend_file(blend: ResolvedTask, basis: BasisSpec, name: str) -> bytes:
-    """A coefficient file of a blend: full cores in float32, its provenance says what was summed."""
+    """A coefficient file of a blend: full cores and its residual in float32, its provenance says what was summed."""
     parts = [{"task": part.task, "digest": part.digest, "weight": part.weight} for part in blend.parts]
     return write_coefficients(
         blend.coefficients.flat_cores(),
@@ -110,6 +126,7 @@ def blend_file(blend: ResolvedTask, basis: BasisSpec, name: str) -> bytes:
         base_fingerprint=basis.base_fingerprint,
         task=name,
         provenance={"blend": parts},
+        residual=blend.coefficients.residual,
     )
 
 

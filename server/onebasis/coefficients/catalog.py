@@ -11,6 +11,7 @@ from onebasis.coefficients.library import Binding
 from onebasis.coefficients.store import StoredVersion
 from onebasis.coefficients.validate import BoundCoefficients
 from onebasis.core.ids import SHARED, Digest, TaskKey
+from onebasis.core.residual import Residuals
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,10 @@ class RegisteredTask:
     @property
     def k(self) -> int | None:
         return self.binding.file.k if self.binding.file else None
+
+    @property
+    def residual(self) -> Residuals:
+        return self.binding.file.residual if self.binding.file else {}
 
     @property
     def provenance(self) -> Mapping[str, Any]:

@@ -1,33 +1,37 @@
 """The coefficient file: one task's numbers in one flat tensor, and what they were made for. No torch.
 
+Beside them it may hold a residual: for each of some sites a private low-rank update, as two tensors.
 What a file is can be known without a basis; whether it fits one is validate.py's job.
 """
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onebasis.coefficients.container import Container, RawTensor, read_container, unique_names, write_container
+from onebasis.coefficients.container import Container, read_container, unique_names, write_container
+from onebasis.coefficients.numbers import raw_numbers, read_numbers, widen
 from onebasis.core.errors import (
+    IncompleteResidual,
     InvalidMetadata,
     MissingTensor,
-    NotFinite,
     UnknownForm,
     UnknownTensor,
     UnsupportedFormatVersion,
-    WrongDtype,
+    WrongResidualShape,
 )
 from onebasis.core.ids import Digest, digest_of
+from onebasis.core.residual import Residual, Residuals
 
 COEFFICIENTS_FORMAT: Final = "onebasis.coefficients"
 COEFFICIENTS_FORMAT_VERSION: Final = "1"
-FORMS: Final = ("core", "diag")
+FORMS: Final = ("core", "diag", "vector")
 _TENSOR: Final = "coefficients"
-_DTYPES: Final = ("F16", "BF16", "F32")
+_RESIDUAL: Final = re.compile(r"residual\.(.+)\.[AB]", re.DOTALL)
 _MAX_IDENTITY_CHARS: Final = 200
 _MAX_NESTING: Final = 32
 _MAX_PROVENANCE_CHARS: Final = 64 * 1024  # it is in every card, also in a page of a thousand
@@ -39,7 +43,8 @@ class CoefficientFile:
     """A parsed file. Every number is finite; nothing here has been checked against a basis.
 
     `values` keeps the file's own width, [n] of float16, float32, or uint16 holding bfloat16; `numbers()`
-    gives float32. `k` is a prefix of the basis rows, `sites` a subset of its sites; None means all.
+    gives float32. `k` is a prefix of the basis rows, `sites` a subset of its sites; None means all. `residual` is
+    empty for most files; its factors fit each other.
     """
 
     digest: Digest
@@ -51,12 +56,17 @@ class CoefficientFile:
     sites: tuple[str, ...] | None
     task: str | None
     provenance: Mapping[str, Any]
-    shape: tuple[int, ...]
     values: NDArray[np.generic]
+    residual: Residuals = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor as it is in the file; (n,) once it is known to fit a basis."""
+        return self.values.shape
 
     def numbers(self) -> NDArray[np.float32]:
-        """[n] the coefficients in float32, exact."""
-        return _widen(self.values)
+        """The coefficients in float32, exact."""
+        return widen(self.values)
 
 
 def parse_coefficients(data: bytes) -> CoefficientFile:
@@ -75,20 +85,20 @@ def parse_coefficients(data: bytes) -> CoefficientFile:
     form = metadata.get("form", "none")
     if form not in FORMS:
         raise UnknownForm(found=form[_SHOWN], supported=FORMS)
-    tensor = _only_tensor(container)
-    values = _values(tensor)
+    residual_sites = _residual_sites(container)
+    values = read_numbers(_TENSOR, container.tensors[_TENSOR])
     return CoefficientFile(
         digest=digest_of(data),
         size_bytes=len(data),
         form=form,
         basis=Digest(_required(metadata, "basis", "the digest of a basis")),
         base_fingerprint=_required(metadata, "base_fingerprint", "the fingerprint of base weights"),
-        k=_optional_k(metadata),
+        k=_optional_k(metadata, form),
         sites=_optional_sites(metadata),
         task=metadata.get("task"),
         provenance=_provenance(metadata),
-        shape=tensor.shape,
         values=values,
+        residual={site: _residual(site, container) for site in residual_sites},
     )
 
 
@@ -102,15 +112,16 @@ def write_coefficients(
     sites: tuple[str, ...] | None = None,
     task: str | None = None,
     provenance: Mapping[str, Any] | None = None,
+    residual: Residuals | None = None,
 ) -> bytes:
-    """Bytes of a coefficient file that holds `values` [n] (float16 or float32, kept as given).
+    """Bytes of a coefficient file that holds `values` [n] and residuals by site (float16 or float32, kept as given).
 
     Raises:
         CoefficientError: `parse_coefficients` would refuse the file, for this cause.
     """
-    dtype = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32"}.get(values.dtype)
-    if dtype is None:
-        raise WrongDtype(found=str(values.dtype), allowed=("float16", "float32"))
+    numbers: dict[str, NDArray[Any]] = {_TENSOR: values}
+    for site, factors in (residual or {}).items():
+        numbers |= {f"residual.{site}.A": factors.a, f"residual.{site}.B": factors.b}
     metadata = {
         "format": COEFFICIENTS_FORMAT,
         "format_version": COEFFICIENTS_FORMAT_VERSION,
@@ -125,41 +136,33 @@ def write_coefficients(
         metadata["sites"] = json.dumps(sites, separators=(",", ":"))
     if task is not None:
         metadata["task"] = task
-    numbers = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
-    data = write_container(Container(metadata, {_TENSOR: RawTensor(dtype, values.shape, numbers)}))
+    data = write_container(Container(metadata, {name: raw_numbers(name, array) for name, array in numbers.items()}))
     parse_coefficients(data)  # no file leaves here that a reader refuses
     return data
 
 
-def _only_tensor(container: Container) -> RawTensor:
-    unknown = sorted(container.tensors.keys() - {_TENSOR})
+def _residual_sites(container: Container) -> list[str]:
+    """The sites that have a residual, after a check that every tensor of the file is accounted for."""
+    names = sorted(container.tensors.keys() - {_TENSOR})
+    matches = {name: _RESIDUAL.fullmatch(name) for name in names}
+    unknown = [name[_SHOWN] for name, match in matches.items() if match is None]
     if unknown:
-        raise UnknownTensor([name[_SHOWN] for name in unknown])
+        raise UnknownTensor(unknown)
     if _TENSOR not in container.tensors:
         raise MissingTensor
-    tensor = container.tensors[_TENSOR]
-    if tensor.dtype not in _DTYPES:
-        raise WrongDtype(found=tensor.dtype, allowed=_DTYPES)
-    return tensor
+    for name in names:
+        other = name[:-1] + ("B" if name.endswith("A") else "A")
+        if other not in matches:
+            raise IncompleteResidual(found=name, missing=other)
+    return sorted({match[1] for match in matches.values() if match is not None})
 
 
-def _values(tensor: RawTensor) -> NDArray[np.generic]:
-    stored = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}[tensor.dtype]
-    values = np.frombuffer(tensor.data, dtype=stored)
-    _check_finite(_widen(values))
-    return values
-
-
-def _widen(values: NDArray[np.generic]) -> NDArray[np.float32]:
-    if values.dtype == np.uint16:  # bfloat16 is the upper half of a float32
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
-
-
-def _check_finite(values: NDArray[np.floating[Any]]) -> None:
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise NotFinite(n_bad=int(bad.size), first=int(bad[0]))
+def _residual(site: str, container: Container) -> Residual:
+    names = [f"residual.{site}.{factor}" for factor in "AB"]
+    a, b = (container.tensors[name] for name in names)
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        raise WrongResidualShape(site, needed="A [r, d_in] and B [d_out, r] of one r from 1", found=(a.shape, b.shape))
+    return Residual(read_numbers(names[0], a), read_numbers(names[1], b))
 
 
 def _required(metadata: Mapping[str, str], field: str, allowed: str) -> str:
@@ -169,10 +172,12 @@ def _required(metadata: Mapping[str, str], field: str, allowed: str) -> str:
     return text
 
 
-def _optional_k(metadata: Mapping[str, str]) -> int | None:
+def _optional_k(metadata: Mapping[str, str], form: str) -> int | None:
     text = metadata.get("k")
     if text is None:
         return None
+    if form == "vector":
+        raise InvalidMetadata("k", found=text[_SHOWN], allowed="to be absent with form vector: mixing cores are whole")
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise InvalidMetadata("k", found=text[_SHOWN], allowed="a whole number")
     return int(text)

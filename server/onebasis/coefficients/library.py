@@ -12,6 +12,7 @@ from onebasis.coefficients.store import TaskStore
 from onebasis.coefficients.validate import BoundCoefficients, bind
 from onebasis.core.errors import CoefficientError, NoBasis, ServeError, StoreDamaged
 from onebasis.core.ids import Digest
+from onebasis.core.residual import ResidualLimits
 
 _N_OLD_FILES_KEPT: Final = 32
 
@@ -32,11 +33,15 @@ class Library:
     """Reads files from the store and binds them. Any thread.
 
     A file that somebody still uses is never read twice: tasks that share it share its memory.
+
+    Args:
+        limits: what residuals may serve; a stored file beyond them is as one that does not fit the basis.
     """
 
-    def __init__(self, store: TaskStore, basis: BasisSpec | None) -> None:
+    def __init__(self, store: TaskStore, basis: BasisSpec | None, limits: ResidualLimits | None) -> None:
         self._store = store
         self._basis = basis
+        self._limits = limits
         self._in_use: WeakValueDictionary[Digest, BoundCoefficients] = WeakValueDictionary()
         self._recently_used = lru_cache(maxsize=_N_OLD_FILES_KEPT)(self._bind_stored)
 
@@ -53,7 +58,7 @@ class Library:
         Raises:
             NoBasis, CoefficientError.
         """
-        coefficients = bind(parse_coefficients(data), self.basis)
+        coefficients = bind(parse_coefficients(data), self.basis, self._limits)
         return self._shared(coefficients)
 
     def bind_version(self, digest: Digest) -> BoundCoefficients:
@@ -83,12 +88,12 @@ class Library:
             if isinstance(data, StoreDamaged):
                 raise data
             file = _parse_stored(digest, data)
-            return Binding(file, self._shared(bind(file, self.basis)), reason=None)
+            return Binding(file, self._shared(bind(file, self.basis, self._limits)), reason=None)
         except ServeError as error:
             return Binding(file, None, reason=str(error))
 
     def _bind_stored(self, digest: Digest) -> BoundCoefficients:
-        return self._shared(bind(_parse_stored(digest, self._store.body(digest)), self.basis))
+        return self._shared(bind(_parse_stored(digest, self._store.body(digest)), self.basis, self._limits))
 
     def _shared(self, coefficients: BoundCoefficients) -> BoundCoefficients:
         return self._in_use.setdefault(coefficients.digest, coefficients)

@@ -31,6 +31,7 @@ from onebasis.core.errors import (
 )
 from onebasis.core.ids import Digest, TaskKey, digest_of, parse_digest, parse_task_name
 from onebasis.core.request import ResolvedTask
+from onebasis.core.residual import ResidualLimits
 from onebasis.identity.audit import Action
 from onebasis.identity.caller import OPERATOR, Caller
 from onebasis.identity.errors import PermissionDenied
@@ -55,6 +56,9 @@ class TaskRegistry:
     """Any thread. Writers of all replicas meet in the store alone; `follow` brings what they did to this memory.
 
     Invariant, under `_lock`: `_catalog` is the store as it was at `_mark`. Readers take no lock.
+
+    Args:
+        residual_limits: what a task's residual may have; None for any that the basis's sites can have.
     """
 
     def __init__(
@@ -63,9 +67,10 @@ class TaskRegistry:
         basis: BasisSpec | None,
         base_name: str,
         clock: Callable[[], float] = time.time,
+        residual_limits: ResidualLimits | None = None,
     ) -> None:
         self._store = store
-        self._library = Library(store, basis)
+        self._library = Library(store, basis, residual_limits)
         self._base_name = base_name
         self._clock = clock
         self._catalog = Catalog()

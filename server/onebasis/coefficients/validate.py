@@ -7,9 +7,21 @@ from numpy.typing import NDArray
 
 from onebasis.coefficients.basis_file import BasisSpec, SiteSpec
 from onebasis.coefficients.format import CoefficientFile
-from onebasis.core.errors import UnknownSite, WrongBase, WrongBasis, WrongLength, WrongPrefix
+from onebasis.coefficients.numbers import widen
+from onebasis.core.errors import (
+    NoMixingCores,
+    ResidualRankTooHigh,
+    ResidualTooLarge,
+    UnknownSite,
+    WrongBase,
+    WrongBasis,
+    WrongLength,
+    WrongPrefix,
+    WrongResidualShape,
+)
 from onebasis.core.ids import Digest
 from onebasis.core.request import StoredNumbers
+from onebasis.core.residual import ResidualLimits, Residuals, count_numbers
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -44,7 +56,11 @@ class BoundCoefficients:
             if site.name in chosen:
                 count = n_coefficients(self.file.form, site, self.file.k)
                 core = flat[start : start + n_core].reshape(site.k_out, site.k_in)
-                _fill_core(core, self.file.form, numbers[taken : taken + count], site.core_shape(self.file.k))
+                own = numbers[taken : taken + count]
+                if self.file.form == "vector":
+                    _mix_core(core, self.basis.mixing[site.name], own)
+                else:
+                    _fill_core(core, self.file.form, own, site.core_shape(self.file.k))
                 taken += count
             start += n_core
         return flat
@@ -56,23 +72,34 @@ class BoundCoefficients:
         used = tuple(site.core_shape(self.file.k) if site.name in chosen else (0, 0) for site in self.basis.sites)
         return StoredNumbers(self.file.values, self.file.form, used)
 
+    @property
+    def residual(self) -> Residuals:
+        """By site; empty for a task that the basis holds whole."""
+        return self.file.residual
+
 
 def n_coefficients(form: str, site: SiteSpec, k: int | None) -> int:
     """Count of numbers that `form` keeps for one site, under a prefix of k basis rows."""
     rows, columns = site.core_shape(k)
-    return {"core": rows * columns, "diag": min(rows, columns)}[form]
+    return {"core": rows * columns, "diag": min(rows, columns), "vector": site.n_mix}[form]
 
 
-def bind(file: CoefficientFile, basis: BasisSpec) -> BoundCoefficients:
+def bind(file: CoefficientFile, basis: BasisSpec, limits: ResidualLimits | None = None) -> BoundCoefficients:
     """Check a file against the loaded basis.
 
+    Args:
+        limits: of its residual; None for any that the sites can have.
+
     Raises:
-        WrongBasis, WrongBase, WrongPrefix, UnknownSite, WrongLength: the first cause found, in this order.
+        WrongBasis, WrongBase, NoMixingCores, WrongPrefix, UnknownSite, WrongLength, WrongResidualShape,
+        ResidualRankTooHigh, ResidualTooLarge: the first cause found, in this order.
     """
     if file.basis != basis.digest:
         raise WrongBasis(found=file.basis, loaded=basis.digest)
     if file.base_fingerprint != basis.base_fingerprint:
         raise WrongBase(found=file.base_fingerprint, loaded=basis.base_fingerprint)
+    if file.form == "vector" and not basis.has_mixing_cores:
+        raise NoMixingCores
     if file.k is not None and not 1 <= file.k <= basis.largest_k:
         raise WrongPrefix(found=file.k, largest=basis.largest_k)
     chosen = _chosen_sites(file, basis)
@@ -85,6 +112,8 @@ def bind(file: CoefficientFile, basis: BasisSpec) -> BoundCoefficients:
     )
     if file.shape != (needed,):
         raise WrongLength(needed=needed, found=file.shape, form=file.form)
+    if file.residual:
+        _check_residual(file.residual, basis, limits)
     return BoundCoefficients(file, basis)
 
 
@@ -92,6 +121,32 @@ def _chosen_sites(file: CoefficientFile, basis: BasisSpec) -> dict[str, SiteSpec
     """The file's sites in the basis's order."""
     names = None if file.sites is None else set(file.sites)
     return {site.name: site for site in basis.sites if names is None or site.name in names}
+
+
+def _check_residual(residual: Residuals, basis: BasisSpec, limits: ResidualLimits | None) -> None:
+    sites = {site.name: site for site in basis.sites}
+    strange = [name for name in residual if name not in sites]
+    if strange:
+        raise UnknownSite([name[:100] for name in strange])
+    for name, factors in residual.items():
+        site = sites[name]
+        if (factors.a.shape[1], factors.b.shape[0]) != (site.d_in, site.d_out):
+            needed = f"A [r, {site.d_in}] and B [{site.d_out}, r]"
+            raise WrongResidualShape(name, needed=needed, found=(factors.a.shape, factors.b.shape))
+        whole = min(site.d_in, site.d_out)
+        if factors.rank > whole:
+            raise ResidualRankTooHigh(name, found=factors.rank, allowed=whole, remedy="a higher one adds nothing")
+        if limits is not None and factors.rank > limits.rank:
+            remedy = "lower it, or raise --max-residual-rank" if limits.rank else "--max-residual-rank 0 allows none"
+            raise ResidualRankTooHigh(name, found=factors.rank, allowed=limits.rank, remedy=remedy)
+    if limits is not None and count_numbers(residual) > limits.n_numbers:
+        raise ResidualTooLarge(found=count_numbers(residual), allowed=limits.n_numbers)
+
+
+def _mix_core(core: NDArray[np.float32], mixing: NDArray[np.generic], numbers: NDArray[np.float32]) -> None:
+    """core = G_0 + sum_j c_j G_j. core: [k_out, k_in], mixing: [R + 1, k_out, k_in], numbers: [R]."""
+    wide = widen(mixing)
+    core[:] = wide[0] + np.tensordot(numbers, wide[1:], axes=1)
 
 
 def _fill_core(core: NDArray[np.float32], form: str, numbers: NDArray[np.float32], used: tuple[int, int]) -> None:

@@ -81,6 +81,10 @@ class ServeConfig(BaseModel):
     """When no step has ended for this long, the engine is given up: requests end, and /health/live is 503."""
     arena_mib: int = Field(default=1024, ge=1)
     """Bound of the table of resident tasks, never fewer rows than max_running; memory is taken as it fills."""
+    max_residual_rank: int = Field(default=16, ge=0)
+    """Highest rank of a task's residual at any site; 0 to refuse tasks with residuals."""
+    residual_mib: int = Field(default=256, ge=1)
+    """Bound of the resident residuals, apart from the arena; a task whose own would not fit is refused."""
     max_body_bytes: int = Field(default=32 * MIB, ge=1)
     """Bound of every request body; uploads may have this much."""
     max_json_bytes: int = Field(default=8 * MIB, ge=1)

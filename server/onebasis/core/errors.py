@@ -311,7 +311,10 @@ class UnknownTensor(CoefficientError):
 
     def __init__(self, names: list[str]) -> None:
         shown = ", ".join(names[:5])
-        super().__init__(f"needs the one tensor 'coefficients', found also {shown}; nothing is ignored")
+        super().__init__(
+            f"needs the tensor 'coefficients' and may have 'residual.<site>.A' and '.B', found also {shown}; "
+            f"nothing is ignored"
+        )
 
 
 class MissingTensor(CoefficientError):
@@ -328,8 +331,8 @@ class WrongDtype(CoefficientError):
 
     code = "wrong_dtype"
 
-    def __init__(self, *, found: str, allowed: tuple[str, ...]) -> None:
-        super().__init__(f"coefficients are {found}; allowed: {', '.join(allowed)}")
+    def __init__(self, tensor: str, *, found: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"{tensor[:100]}: numbers are {found}; allowed: {', '.join(allowed)}")
 
 
 class WrongLength(CoefficientError):
@@ -339,6 +342,55 @@ class WrongLength(CoefficientError):
 
     def __init__(self, *, needed: int, found: tuple[int, ...], form: str) -> None:
         super().__init__(f"form {form} needs coefficients of shape ({needed},) here, found {found}")
+
+
+class NoMixingCores(CoefficientError):
+    """The form is `vector`, and the basis has no mixing cores to make cores from."""
+
+    code = "no_mixing_cores"
+
+    def __init__(self) -> None:
+        super().__init__("form vector needs a basis with mixing cores, the loaded one has none; export core or diag")
+
+
+class IncompleteResidual(CoefficientError):
+    """One of the two factors of a site's residual is missing."""
+
+    code = "incomplete_residual"
+
+    def __init__(self, *, found: str, missing: str) -> None:
+        super().__init__(f"found the tensor {found[:100]}, but not {missing[:100]}; a residual needs both")
+
+
+class WrongResidualShape(CoefficientError):
+    """The factors of a residual do not fit each other or the site. Nothing is padded, transposed or cut."""
+
+    code = "wrong_residual_shape"
+
+    def __init__(self, site: str, *, needed: str, found: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+        a, b = (str(shape)[:100] for shape in found)
+        super().__init__(f"residual of {site[:100]}: needs {needed}, found A {a} and B {b}")
+
+
+class ResidualRankTooHigh(CoefficientError):
+    """A residual of a higher rank than this server allows, or than the site's weight can have."""
+
+    code = "residual_rank_too_high"
+
+    def __init__(self, site: str, *, found: int, allowed: int, remedy: str) -> None:
+        super().__init__(f"residual of {site[:100]}: rank {found}, at most {allowed} here; {remedy}")
+
+
+class ResidualTooLarge(CoefficientError):
+    """A residual that would not fit the memory for residuals even alone."""
+
+    code = "residual_too_large"
+
+    def __init__(self, *, found: int, allowed: int) -> None:
+        super().__init__(
+            f"the residual has {found} numbers, at most {allowed} fit the memory for residuals; lower its ranks, leave "
+            f"sites out, or raise --residual-mib"
+        )
 
 
 class WrongPrefix(CoefficientError):
@@ -364,8 +416,10 @@ class NotFinite(CoefficientError):
 
     code = "not_finite"
 
-    def __init__(self, *, n_bad: int, first: int) -> None:
-        super().__init__(f"{n_bad} numbers are NaN or infinite, the first at position {first}; train again")
+    def __init__(self, tensor: str, *, n_bad: int, first: int) -> None:
+        super().__init__(
+            f"{tensor[:100]}: {n_bad} numbers are NaN or infinite, the first at position {first}; train again"
+        )
 
 
 class WrongBasis(CoefficientError):
@@ -442,6 +496,18 @@ class DeadlineExceeded(ServeError):
         super().__init__(
             f"the {allowed_s:.2f} s for this request are over, {n_output} of at most {max_tokens} tokens were made; "
             f"raise timeout, lower max_tokens, or send it when the server has less to do"
+        )
+
+
+class ResidualMemoryFull(CapacityError):
+    """The residuals of running requests take the memory that there is for residuals. Other tasks are not affected."""
+
+    code = "residual_memory_full"
+
+    def __init__(self, *, needed_bytes: int, used_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"the task's residual needs {needed_bytes} bytes, those of running requests take {used_bytes} of the "
+            f"{limit_bytes} there are; retry later, or raise --residual-mib"
         )
 
 

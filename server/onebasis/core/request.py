@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebasis.core.ids import Digest
+from onebasis.core.residual import Residuals
 
 
 @dataclass(frozen=True, slots=True)
 class StoredNumbers:
     """A task's numbers as its file holds them, and where in the cores they go.
 
-    values: [n] float16, float32, or uint16 holding bfloat16. form: how a core follows from them, "core" or "diag".
+    values: [n] float16, float32, or uint16 holding bfloat16. form: how a core follows from them: "core", "diag" or
+        "vector".
     used_shapes: (rows, columns) of each site's core that they fill, in the basis's order; (0, 0) for none of it.
     """
 
@@ -42,6 +44,11 @@ class TaskCoefficients(Protocol):
     @property
     def stored(self) -> StoredNumbers:
         """The same before they are expanded, for a device that does it itself."""
+        ...
+
+    @property
+    def residual(self) -> Residuals:
+        """What the task has beside the basis; empty for most."""
         ...
 
 

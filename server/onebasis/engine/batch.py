@@ -1,11 +1,15 @@
 """From a plan to tensors."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
+from onebasis.coefficients.residual_cache import ResidentResidual
 from onebasis.core.ids import BASE_SLOT
 from onebasis.engine.scheduler import ScheduledRun, StepPlan
-from onebasis.model.batch import DecodeGroup, ForwardBatch, PrefillChunk
+from onebasis.model.batch import DecodeGroup, ForwardBatch, PrefillChunk, ResidualRun
 
 
 def order_runs(plan: StepPlan) -> list[ScheduledRun]:
@@ -16,8 +20,18 @@ def order_runs(plan: StepPlan) -> list[ScheduledRun]:
     return sorted(plan.runs, key=lambda run: run.end - run.start > 1)
 
 
-def build_batch(runs: list[ScheduledRun], *, block_size: int, device: torch.device) -> ForwardBatch:
-    """Lay out runs, ordered by `order_runs`, as one flat batch on `device`."""
+def build_batch(
+    runs: list[ScheduledRun],
+    *,
+    block_size: int,
+    device: torch.device,
+    residuals: Mapping[str, ResidentResidual] = MappingProxyType({}),
+) -> ForwardBatch:
+    """Lay out runs, ordered by `order_runs`, as one flat batch on `device`.
+
+    Args:
+        residuals: by request id, of the sequences whose task has one.
+    """
     token_ids: list[int] = []
     positions: list[int] = []
     kv_rows: list[int] = []
@@ -26,6 +40,7 @@ def build_batch(runs: list[ScheduledRun], *, block_size: int, device: torch.devi
     scored_rows: list[int] = []
     decodes: list[ScheduledRun] = []
     chunks: list[PrefillChunk] = []
+    residual_runs: list[ResidualRun] = []
     for run in runs:
         sequence = run.sequence
         start_row = len(token_ids)
@@ -38,6 +53,8 @@ def build_batch(runs: list[ScheduledRun], *, block_size: int, device: torch.devi
         slots += [sequence.slot] * (run.end - run.start)
         if run.samples:
             sampled_rows.append(len(token_ids) - 1)
+        if sequence.request_id in residuals:
+            residual_runs.append(ResidualRun(start_row, len(token_ids), residuals[sequence.request_id]))
         scored_rows += (start_row + position - run.start for position in run.scored)
         if run.end - run.start == 1:
             decodes.append(run)
@@ -54,6 +71,7 @@ def build_batch(runs: list[ScheduledRun], *, block_size: int, device: torch.devi
         logit_rows=torch.tensor(sampled_rows + scored_rows, dtype=torch.int64, device=device),
         decodes=_decode_group(decodes, block_size, device) if decodes else None,
         chunks=tuple(chunks),
+        residuals=tuple(residual_runs),
     )
 
 

@@ -133,6 +133,7 @@ class EngineLoop:
             n_resident_tasks=self._runner.n_resident_tasks,
             max_resident_tasks=self._max_resident_tasks,
             debts_by_tenant=self._scheduler.debts_by_tenant(),
+            residual_bytes=self._runner.residual_bytes,
         )
 
     def _give_up(self, reason: str) -> None:
@@ -265,7 +266,7 @@ class EngineLoop:
     ) -> None:
         """Free everything a request holds, then give it its ending, unless it has had it."""
         self._scheduler.remove(sequence)
-        self._runner.let_go_of_task(sequence)
+        self._runner.forget_task(sequence)
         del self._sequences[sequence.request_id]
         if self._ledger.take(sequence):
             self._give_ending(sequence, finish, sampled=sampled, error=error)

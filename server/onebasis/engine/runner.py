@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from onebasis.coefficients.arena import Arena
+from onebasis.coefficients.residual_cache import ResidentResidual, ResidualCache
 from onebasis.core.errors import NoBasis
 from onebasis.core.ids import BASE_SLOT
 from onebasis.engine.batch import build_batch, order_runs
@@ -30,7 +31,9 @@ class StepDecoder(Protocol):
 
 
 class Runner:
-    """Joins decoder, arena and sampler. Engine thread only.
+    """Joins decoder, the memory of tasks and sampler. Engine thread only.
+
+    Invariant: `_held` has, by request id, the pinned residuals of sequences that have run and not ended.
 
     Args:
         arena: None for a server without a basis; then no sequence may have a task.
@@ -41,6 +44,7 @@ class Runner:
         self,
         decoder: StepDecoder,
         arena: Arena | None,
+        residuals: ResidualCache,
         *,
         block_size: int,
         device: torch.device,
@@ -48,6 +52,8 @@ class Runner:
     ) -> None:
         self._decoder = decoder
         self._arena = arena
+        self._residuals = residuals
+        self._held: dict[str, ResidentResidual] = {}
         self._block_size = block_size
         self._device = device
         self._on_apply = on_apply
@@ -56,30 +62,48 @@ class Runner:
     def n_resident_tasks(self) -> int:
         return 0 if self._arena is None else self._arena.slots.n_resident
 
+    @property
+    def residual_bytes(self) -> int:
+        """Of the resident residuals. From any thread."""
+        return self._residuals.size_bytes
+
     def hold_task(self, sequence: EngineSequence) -> bool:
         """Make the sequence's task resident and pin it. True if its cores had to be copied in for that.
 
-        Never short of a slot: the arena has at least as many as sequences can run. Raises NoBasis without one.
+        Never short of a slot: the arena has at least as many as sequences can run.
+
+        Raises:
+            NoBasis: there is no arena.
+            ResidualMemoryFull: never of a sequence that was preempted, for it keeps its residual.
         """
         if sequence.request.task is None:
             return False
         if self._arena is None:
             raise NoBasis
         n_before = self._arena.n_copied
-        sequence.slot = self._arena.acquire(sequence.request.task.coefficients)
+        coefficients = sequence.request.task.coefficients
+        sequence.slot = self._arena.acquire(coefficients)
+        if coefficients.residual and sequence.request_id not in self._held:
+            self._held[sequence.request_id] = self._residuals.acquire(coefficients)
         return self._arena.n_copied > n_before
 
     def let_go_of_task(self, sequence: EngineSequence) -> None:
-        """Undo `hold_task`; nothing to do for a sequence that holds none."""
+        """Unpin the cores; nothing to do for a sequence that holds none."""
         if sequence.request.task is None or self._arena is None or sequence.slot == BASE_SLOT:
             return
         self._arena.release(sequence.request.task.coefficients)
         sequence.slot = BASE_SLOT
 
+    def forget_task(self, sequence: EngineSequence) -> None:
+        """Undo `hold_task`, for a sequence that will not run again."""
+        self.let_go_of_task(sequence)
+        if sequence.request.task is not None and self._held.pop(sequence.request_id, None) is not None:
+            self._residuals.release(sequence.request.task.coefficients)
+
     def execute(self, plan: StepPlan) -> list[tuple[EngineSequence, Sampled | Exception]]:
         """Run the step; of every sequence whose last known token is in it, the next one or why there is none."""
         runs = order_runs(plan)
-        batch = build_batch(runs, block_size=self._block_size, device=self._device)
+        batch = build_batch(runs, block_size=self._block_size, device=self._device, residuals=self._held)
         started_s = time.monotonic()
         logits = self._decoder.forward(batch)
         if any(run.sequence.slot != BASE_SLOT for run in runs):

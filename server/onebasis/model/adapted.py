@@ -1,4 +1,4 @@
-"""Base linear layers with the shared basis beside them: y = W x + U^T S_t (V x).
+"""Base linear layers with the shared basis beside them: y = W x + U^T S_t (V x), for some tasks + B_t (A_t x).
 
 Layers that read the same input (q, k, v; gate, up) are computed together, base and update: one matrix product with
 their weights one below the other, one with their input factors. The first of them to be called computes for all.
@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from onebasis.coefficients.residual_cache import ResidentResidual
 from onebasis.core.ids import BASE_SLOT
 from onebasis.kernels.packed_linear import frozen_linear
 from onebasis.kernels.select import CoreProduct, add_group_update_
 from onebasis.kernels.torch_batched import TaskRun, TokenTasks
-from onebasis.model.batch import ForwardBatch
+from onebasis.model.batch import ForwardBatch, ResidualRun
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.sites import linear_sites, site_layer
 
@@ -32,9 +34,11 @@ class StepTasks:
     def __init__(self, base_row: int = 0) -> None:
         self._base_row = base_row
         self.product: CoreProduct | None = None
+        self.residuals: tuple[ResidualRun, ...] = ()
 
     def begin(self, batch: ForwardBatch) -> None:
         """Take a step's tasks from its batch; `product` is None when no token has one."""
+        self.residuals = batch.residuals
         if batch.token_slots is None:
             self.product = None
             return
@@ -61,16 +65,17 @@ class LinearGroup:
     """Linear layers that read the same input. A step without tasks runs nothing of the basis.
 
     Args:
-        layers: base layers in order; all of them have a bias or none has.
+        layers: base layers by name, in order; all of them have a bias or none has.
         updates: what the basis adds; empty without a basis or where it has none of these sites.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear], updates: Sequence[GroupUpdate], step: StepTasks) -> None:
-        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-        weights: list[Tensor] = [layer.weight for layer in layers]
+    def __init__(self, layers: Mapping[str, nn.Linear], updates: Sequence[GroupUpdate], step: StepTasks) -> None:
+        biases: list[Tensor] = [layer.bias for layer in layers.values() if layer.bias is not None]
+        weights: list[Tensor] = [layer.weight for layer in layers.values()]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         self._base = frozen_linear(weight, torch.cat(biases) if biases else None)
-        self._sizes = [layer.out_features for layer in layers]
+        self._sizes = [layer.out_features for layer in layers.values()]
+        self._starts = dict(zip(layers, _starts([*layers.values()]), strict=True))
         self._updates = tuple(updates)
         self._step = step
         self._input: Tensor | None = None
@@ -92,7 +97,16 @@ class LinearGroup:
             flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
             for update in self._updates:
                 add_group_update_(flat_y, flat_x, update.v, update.u, update.cores, self._step.product)
+            for run in self._step.residuals:
+                self._add_residual_(flat_y[run.start : run.end], flat_x[run.start : run.end], run.residual)
         return y
+
+    def _add_residual_(self, y: Tensor, x: Tensor, residual: ResidentResidual) -> None:
+        """y += B (A x) in place, for the rows of one sequence alone: no bit depends on, or changes, another's."""
+        for name, start in self._starts.items():
+            factors = residual.sites.get(name)
+            if factors is not None:
+                y[:, start : start + factors.b.shape[1]].addmm_(F.linear(x, factors.a), factors.b)
 
 
 class GroupMember(nn.Module):
@@ -121,7 +135,7 @@ def adapt_model(model: PreTrainedModel, basis: Basis | None, cores: Mapping[str,
         site_layer(model, name)
     for names, layers in _groups(linear_sites(model)):
         updates = _updates(names, layers, factors, cores)
-        group = LinearGroup(layers, updates, step)
+        group = LinearGroup(dict(zip(names, layers, strict=True)), updates, step)
         for index, name in enumerate(names):
             model.set_submodule(name, GroupMember(group, index))
     head = model.get_output_embeddings()

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from onebasis.coefficients.residual_cache import ResidentResidual
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
@@ -38,6 +40,15 @@ class PrefillChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ResidualRun:
+    """Rows `start` to `end` of the batch, of one sequence, whose task has this beside the basis."""
+
+    start: int
+    end: int
+    residual: ResidentResidual
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardBatch:
     """A mixed batch of decode and prefill tokens of many tasks, flat: decodes first, then the chunks.
 
@@ -46,6 +57,7 @@ class ForwardBatch:
     token_slots: [n_tokens] int32, the arena slot of each token's task, BASE_SLOT for none; None when no token of
         the step has a task, and then nothing of the basis runs.
     logit_rows: [n_logits] int64, the tokens whose logits are wanted: those that sample, then those of prompts to score.
+    residuals: the rows whose task has a residual; empty for most steps, and then nothing of it runs.
     """
 
     token_ids: Tensor
@@ -55,3 +67,4 @@ class ForwardBatch:
     logit_rows: Tensor
     decodes: DecodeGroup | None
     chunks: tuple[PrefillChunk, ...]
+    residuals: tuple[ResidualRun, ...] = ()

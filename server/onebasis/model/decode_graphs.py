@@ -19,6 +19,7 @@ Record = Callable[[Forward, ForwardBatch], Callable[[], Tensor]]
 class DecodeGraphs:
     """A decoder whose steps of decodes alone cost the host one launch. Other steps go to the decoder as they are.
 
+    A step with residuals does too: it has products of sizes that differ from step to step.
     A step is padded to the next recorded size: the rows behind its own are base tokens that write to the cache's
     scratch block. Steps with and without tasks are recorded apart, since the latter run nothing of the basis.
     Engine thread only.
@@ -49,7 +50,7 @@ class DecodeGraphs:
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Logits as `Decoder.forward`."""
         n_seqs = 0 if batch.decodes is None else batch.decodes.n_seqs
-        if batch.chunks or not 0 < n_seqs <= self._sizes[-1]:
+        if batch.chunks or batch.residuals or not 0 < n_seqs <= self._sizes[-1]:
             return self._decoder.forward(batch)
         size = next(size for size in self._sizes if size >= n_seqs)
         inputs, replay = self._graphs[size, batch.token_slots is not None]

@@ -7,27 +7,32 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onebasis.coefficients.residual_cache import ResidentResidual
 from onebasis.kernels.cpu.build import cpu_flags
 from onebasis.kernels.cpu.library import (
     BLOCK_SIZE,
     HALF,
     HEAD_DIMS,
+    MOST_SITES,
     NEEDED_CPU_FLAGS,
     Group,
     Layer,
     Library,
     Model,
+    Residual,
+    Residuals,
     Site,
     Step,
     Tasks,
 )
 from onebasis.kernels.memory import zeros_on_demand
-from onebasis.model.batch import ForwardBatch
+from onebasis.model.batch import ForwardBatch, ResidualRun
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.kv_cache import head_shape
 from onebasis.model.loader import LoadedBase
@@ -97,6 +102,7 @@ class NativeDecoder:
         self._rotary = base.model.model.rotary_emb
         self._max_visible = max_model_len
         self._packer = _Packer(library, {} if basis is None else basis.factors, {} if tasks is None else tasks.offsets)
+        self._residuals = _ResidualTables([] if basis is None else [*basis.factors])
         self._model = self._pack(base, n_blocks)
         n_bytes = library.workspace_bytes(self._model, max_step_tokens, max_model_len)
         self._workspace = torch.empty(n_bytes + 64, dtype=torch.uint8)
@@ -114,6 +120,9 @@ class NativeDecoder:
         tasks = Tasks()
         if batch.token_slots is not None and self._tasks is not None:
             tasks = Tasks(batch.token_slots.data_ptr(), self._tasks.rows.data_ptr(), self._tasks.rows.stride(0))
+        if batch.residuals:
+            tables, low, max_rank = self._residuals.of_step(batch.token_ids.shape[0], batch.residuals)
+            tasks.residuals = Residuals(tables.data_ptr(), low.data_ptr(), max_rank)
         step = Step(
             n_tokens=batch.token_ids.shape[0],
             n_samples=n_samples,
@@ -178,6 +187,38 @@ class NativeDecoder:
         )
 
 
+class _ResidualTables:
+    """What the library reads of a residual: a table by the number of the site. Made once for each resident one.
+
+    Args:
+        site_names: in the order of their numbers.
+    """
+
+    def __init__(self, site_names: Sequence[str]) -> None:
+        self._site_names = site_names
+        self._tables: WeakKeyDictionary[ResidentResidual, ctypes.Array[Residual]] = WeakKeyDictionary()
+
+    def of_step(self, n_tokens: int, runs: Sequence[ResidualRun]) -> tuple[Tensor, Tensor, int]:
+        """Addresses of the tokens' tables, [n_tokens] int64 with 0 for none; scratch; the highest rank in them."""
+        max_rank = max(run.residual.max_rank for run in runs)
+        addresses = torch.zeros(n_tokens, dtype=torch.int64)
+        for run in runs:
+            addresses[run.start : run.end] = ctypes.addressof(self._table(run.residual))
+        return addresses, torch.empty(n_tokens, MOST_SITES, max_rank), max_rank
+
+    def _table(self, residual: ResidentResidual) -> ctypes.Array[Residual]:
+        table = self._tables.get(residual)
+        if table is None:
+            table = (Residual * len(self._site_names))()
+            for i, name in enumerate(self._site_names):
+                factors = residual.sites.get(name)
+                if factors is not None:
+                    (rank, d_in), d_out = factors.a.shape, factors.b.shape[1]
+                    table[i] = Residual(factors.a.data_ptr(), factors.b.data_ptr(), rank, d_in, d_out)
+            self._tables[residual] = table
+        return table
+
+
 class _Packer:
     """Turns linear layers into the library's groups, and keeps alive what these point to."""
 
@@ -185,6 +226,7 @@ class _Packer:
         self._library = library
         self._factors = factors
         self._core_offsets = core_offsets
+        self._numbers = {name: number for number, name in enumerate(factors)}
         self._kept: list[Any] = []
 
     def keep(self, tensor: Tensor) -> int:
@@ -231,7 +273,7 @@ class _Packer:
         for i, name in enumerate(names):
             factors = self._factors[name]
             k_in, k_out = factors.v.shape[0], factors.u.shape[0]
-            structures[i] = Site(k_in, k_out, z_offset, mixed_offset, self._core_offsets[name])
+            structures[i] = Site(k_in, k_out, z_offset, mixed_offset, self._core_offsets[name], self._numbers[name])
             z_offset += k_in
             mixed_offset += k_out + k_out % 2
         pieces, offsets, sites, n_numbers = [], [], [], 0
@@ -246,6 +288,7 @@ class _Packer:
         group.u = self.keep(torch.cat(pieces))
         group.u_offsets = self.keep(torch.tensor(offsets))
         group.half_sites = self.keep(torch.tensor(sites, dtype=torch.int32))
+        group.half_columns = self.keep(torch.tensor([column for _, column in halves], dtype=torch.int32))
         self._kept.append(structures)
         group.sites = ctypes.addressof(structures)
 

@@ -93,6 +93,11 @@ def _entries(engine: EngineSnapshot, registry: RegistrySnapshot) -> Iterator[Gau
         "onebasis_task_registry_bytes", "Size of the registered coefficient files.", registry.size_bytes
     )
     yield GaugeMetricFamily(
+        "onebasis_residual_resident_bytes",
+        "Memory of the resident private updates that tasks have beside the basis.",
+        engine.residual_bytes,
+    )
+    yield GaugeMetricFamily(
         "onebasis_task_registry_age_seconds", "Since the registry was last compared with its store.", registry.age_s
     )
 

@@ -28,6 +28,7 @@ class EngineSnapshot:
     n_resident_tasks: int
     max_resident_tasks: int
     debts_by_tenant: Mapping[str | None, int] = field(default_factory=dict)  # tokens; None: requests without a tenant
+    residual_bytes: int = 0  # on the device, beside the basis
 
 
 @dataclass(frozen=True, slots=True)

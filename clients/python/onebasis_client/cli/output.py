@@ -43,7 +43,7 @@ class Output:
                 table,
                 task.id,
                 short(task.digest),
-                task.form,
+                task.form if task.residual is None else f"{task.form} + residual {task.residual.rank}",
                 k,
                 str(task.size_bytes),
                 task.state,

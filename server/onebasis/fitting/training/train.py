@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from onebasis.coefficients.format import FORMS
 from onebasis.core.errors import InvalidData, SetupError
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.packing import PackedBatch, pack
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.loader import LoadedBase
 from onebasis.model.sites import site_layer
+
+_FORMS: Final = ("core", "diag")
+"""What can be trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ class FitRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise SetupError(f"form {self.form!r}: needs one of {', '.join(FORMS)}")
+        if self.form not in _FORMS:
+            raise SetupError(f"form {self.form!r}: needs one of {', '.join(_FORMS)}")
         if not (0 < self.learning_rate < math.inf):
             raise SetupError(f"learning rate {self.learning_rate}: needs a finite number above 0")
         if self.n_steps < 1 or self.batch_size < 1:

@@ -14,6 +14,8 @@ HALF: Final = 16
 BLOCK_SIZE: Final = 16
 """Tokens of a block of the KV cache."""
 HEAD_DIMS: Final = (16, 32, 64, 80, 96, 128)
+MOST_SITES: Final = 3
+"""Sites of a group."""
 NEEDED_CPU_FLAGS: Final = ("avx512f", "avx512bw", "avx512_bf16")
 
 
@@ -24,6 +26,7 @@ class Site(Structure):
         ("z_offset", c_int32),
         ("mixed_offset", c_int32),
         ("core_offset", c_int64),
+        ("number", c_int32),
     ]
 
 
@@ -39,12 +42,32 @@ class Group(Structure):
         ("u", c_void_p),
         ("u_offsets", c_void_p),
         ("half_sites", c_void_p),
+        ("half_columns", c_void_p),
         ("sites", c_void_p),
     ]
 
 
+class Residual(Structure):
+    _fields_: ClassVar[Any] = [
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("rank", c_int32),
+        ("d_in", c_int32),
+        ("d_out", c_int32),
+    ]
+
+
+class Residuals(Structure):
+    _fields_: ClassVar[Any] = [("tables", c_void_p), ("low", c_void_p), ("max_rank", c_int32)]
+
+
 class Tasks(Structure):
-    _fields_: ClassVar[Any] = [("rows", c_void_p), ("cores", c_void_p), ("row_stride", c_int64)]
+    _fields_: ClassVar[Any] = [
+        ("rows", c_void_p),
+        ("cores", c_void_p),
+        ("row_stride", c_int64),
+        ("residuals", Residuals),
+    ]
 
 
 class Layer(Structure):
@@ -112,7 +135,7 @@ class Library:
         self._functions = ctypes.CDLL(str(path))
         self._functions.onebasis_workspace_bytes.restype = c_int64
         self._functions.onebasis_struct_bytes.restype = c_int64
-        for which, structure in enumerate((Site, Group, Tasks, Layer, Model, Step)):
+        for which, structure in enumerate((Site, Group, Residual, Tasks, Layer, Model, Step)):
             found = self._functions.onebasis_struct_bytes(c_int32(which))
             if found != ctypes.sizeof(structure):
                 raise RuntimeError(f"{path}: {structure.__name__} has {found} bytes, not {ctypes.sizeof(structure)}")

@@ -109,6 +109,7 @@ struct Runner {
     const Workspace& work;
 
     bool has_tasks() const { return step.tasks.rows != nullptr; }
+    bool has_residuals() const { return step.tasks.residuals.tables != nullptr; }
 
     void embed() const {
 #pragma omp for schedule(static)
@@ -146,6 +147,8 @@ struct Runner {
             for (int t = first; t < first + n_rows; ++t)
                 mix_token(group, step.tasks, t, work.z + int64_t{t} * z_width,
                           work.mixed + int64_t{t} * group.mixed_width);
+            for (int t = first; has_residuals() && t < first + n_rows; ++t)
+                shrink_token(group, step.tasks.residuals, t, x + int64_t{t} * group.n_in);
         }
     }
 
@@ -154,7 +157,10 @@ struct Runner {
         const bf16* mixed = mixes && has_tasks() && group.n_sites > 0 ? work.mixed : nullptr;
 #pragma omp for schedule(dynamic)
         for (int panel = 0; panel < group.n_panels; ++panel)
-            multiply_panel(group, panel, x, n_rows, mixed, [&](int first, int n, const float* tile) {
+            multiply_panel(group, panel, x, n_rows, mixed, [&](int first, int n, float* tile) {
+                if (mixed != nullptr && has_residuals())
+                    for (int i = 0; i < n; ++i)
+                        add_residual(group, step.tasks.residuals, panel, first + i, tile + i * kPanel);
                 for (int i = 0; i < n; ++i) finish(panel, first + i, tile + i * kPanel);
             });
     }
@@ -285,7 +291,8 @@ void onebasis_exp_negative(float* numbers, int32_t n) {
 }
 
 int64_t onebasis_struct_bytes(int32_t which) {
-    const int64_t sizes[] = {sizeof(Site), sizeof(Group), sizeof(Tasks), sizeof(Layer), sizeof(Model), sizeof(Step)};
+    const int64_t sizes[] = {sizeof(Site),  sizeof(Group), sizeof(Residual), sizeof(Tasks),
+                             sizeof(Layer), sizeof(Model), sizeof(Step)};
     return sizes[which];
 }
 }

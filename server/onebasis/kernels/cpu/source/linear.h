@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "residual.h"
 #include "vectors.h"
 
 constexpr int kPanel = 2 * kLanes;  // columns of a panel
@@ -19,6 +20,7 @@ struct Site {
     int32_t k_in, k_out;
     int32_t z_offset, mixed_offset;
     int64_t core_offset;
+    int32_t number;  // among all sites of the model
 };
 
 // See cpu/library.py for who fills this in.
@@ -33,6 +35,7 @@ struct Group {
     const bf16* u;               // half panels, each [k_out / 2 rounded up][16][2]
     const int64_t* u_offsets;    // [n_panels * 2] where a half panel's u begins
     const int32_t* half_sites;   // [n_panels * 2] the site that a half panel belongs to, or -1
+    const int32_t* half_columns; // [n_panels * 2] the half panel's first column there
     const Site* sites;           // [n_sites]
 };
 
@@ -41,6 +44,7 @@ struct Tasks {
     const int32_t* rows;  // null: no token of the step has a task
     const float* cores;
     int64_t row_stride;
+    Residuals residuals;
 };
 
 struct Update {
@@ -156,6 +160,25 @@ static void mix_token(const Group& group, const Tasks& tasks, int token, const f
     for (int s = 0; s < group.n_sites; ++s) {
         const Site& site = group.sites[s];
         multiply_core(site, cores + site.core_offset, z + site.z_offset, mixed + site.mixed_offset);
+    }
+}
+
+// low = A x of one token at all sites of a group.
+static void shrink_token(const Group& group, const Residuals& residuals, int token, const bf16* x) {
+    const Residual* table = residuals.tables[token];
+    if (table == nullptr) return;
+    for (int s = 0; s < group.n_sites; ++s) shrink(table[group.sites[s].number], x, residuals.low_of(token, s));
+}
+
+// sums [32] of one token at a panel += B low.
+static void add_residual(const Group& group, const Residuals& residuals, int panel, int token, float* sums) {
+    const Residual* table = residuals.tables[token];
+    if (table == nullptr) return;
+    for (int half = 0; half < 2; ++half) {
+        const int site = group.half_sites[2 * panel + half];
+        if (site < 0) continue;
+        add_expanded(table[group.sites[site].number], group.half_columns[2 * panel + half],
+                     residuals.low_of(token, site), sums + half * kLanes);
     }
 }
 
