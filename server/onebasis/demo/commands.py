@@ -101,6 +101,16 @@ def data(
         write_jsonl(folder / name, (chat_example(e.prompt, e.answer) for e in examples))
 
 
+@demo_app.command()
+def unpack(folder: Annotated[Path, typer.Argument(help="Where base/, basis.safetensors and tasks/ go.")]) -> None:
+    """Write what a deployed server of the demo reads: base model, basis, coefficient files of the tasks."""
+    base = folder / "base"
+    if not base.exists():
+        ensure_model(folder).rename(base)
+    DemoPack.shipped().unpack(folder)
+    Console().print(f"{folder}: base, basis.safetensors, tasks", markup=False, highlight=False, soft_wrap=True)
+
+
 @demo_app.command("build-pack")
 def build(
     folder: Annotated[Path, typer.Argument(help="Where the pack goes.")],
