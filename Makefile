@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 DEPLOY_READY := $(VENV)/.deploy-ready
 TOOLS := .tools
 
-.PHONY: demo test deploy-test serve check bench scores pack format clean
+.PHONY: demo test deploy-test deploy-render serve check bench scores pack format clean
 
 demo: $(READY)  ## main job: demo server on the embedded model (ONCE=1: exit after the table)
 	@PORT=$(PORT) $(BIN)/onebasis demo run $(if $(ONCE),--once)
@@ -19,6 +19,11 @@ test: $(READY)  ## all tests
 deploy-test: $(DEPLOY_READY)  ## chart, overlays, image, alerts, dashboards, gateway; fetches helm, kubectl and promtool
 	$(BIN)/python deploy/tools.py $(TOOLS)
 	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(TOOLS):$$PATH" $(BIN)/python -m pytest tests/deploy $(ARGS)
+
+deploy-render: $(DEPLOY_READY)  ## write what the kustomize overlays stand on, from the chart
+	$(BIN)/python deploy/tools.py $(TOOLS)
+	$(TOOLS)/helm template onebasis deploy/helm/onebasis --namespace onebasis --skip-tests \
+		--values deploy/kustomize/base/values.yaml > deploy/kustomize/base/onebasis.yaml
 
 serve: $(READY)  ## make serve ARGS="--model DIR --basis FILE"
 	$(BIN)/onebasis serve $(ARGS)

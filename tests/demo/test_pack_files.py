@@ -84,9 +84,12 @@ def test_every_task_has_numbers_of_its_own(files: dict[str, CoefficientFile]) ->
 
 
 def test_unpack_writes_what_a_deployed_server_and_reconcile_read(tmp_path):
-    (tmp_path / "base").mkdir()  # is there already, so no model is fetched
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.parent.mkdir()  # is there already, so no model is fetched
+    weights.touch(mode=0o600)
     for _ in range(2):  # a pod that starts again on its volume
         result = CliRunner().invoke(demo_app, ["unpack", str(tmp_path)])
         assert result.exit_code == 0, result.output
     assert read_basis_spec(tmp_path / "basis.safetensors").digest == read_basis_spec(PACK.basis).digest
     assert set(coefficient_files(tmp_path / "tasks")) == set(TASKS)
+    assert weights.stat().st_mode & 0o777 == 0o644  # for a server of another user

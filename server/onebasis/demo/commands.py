@@ -107,6 +107,8 @@ def unpack(folder: Annotated[Path, typer.Argument(help="Where base/, basis.safet
     base = folder / "base"
     if not base.exists():
         ensure_model(folder).rename(base)
+    for file in base.iterdir():
+        file.chmod(0o644)  # the server may run as another user, and weights are written for the owner alone
     DemoPack.shipped().unpack(folder)
     Console().print(f"{folder}: base, basis.safetensors, tasks", markup=False, highlight=False, soft_wrap=True)
 
