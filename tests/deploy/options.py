@@ -5,7 +5,8 @@ from typing import Any, Final
 from onebasis.core.config import ServeConfig
 
 DECIDED_BY_CHART: Final = frozenset(
-    {"model", "basis", "store", "host", "port", "device", "drain_s", "api_keys_file", "allow_unauthenticated"}
+    {"model", "basis", "store", "host", "port", "device", "api_keys_file", "allow_unauthenticated"}
+    | {"shutdown_delay_s", "drain_s"}
 )
 NOT_OFFERED: Final = frozenset({"require_auth", "lora_root"})  # implied by the keys; there is no folder to name
 

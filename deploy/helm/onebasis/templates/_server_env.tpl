@@ -34,6 +34,8 @@
 - name: ONEBASIS_API_KEYS_FILE
   value: /etc/onebasis/api-keys
 {{- end }}
+- name: ONEBASIS_SHUTDOWN_DELAY_S
+  value: {{ .Values.lifecycle.shutdownDelaySeconds | quote }}
 - name: ONEBASIS_DRAIN_S
   value: {{ .Values.lifecycle.drainSeconds | quote }}
 {{- if not .Values.options.threads }}
