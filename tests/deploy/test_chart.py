@@ -129,7 +129,7 @@ def test_writable_folders_are_scratch_or_the_store(manifests):
             for mount in container.get("volumeMounts", []):
                 if not mount.get("readOnly"):
                     assert mount["mountPath"] in ("/tmp", "/cache", "/data")
-                    assert mount["name"] == "store" or sources[mount["name"]]["emptyDir"] == {}
+                    assert mount["name"] in ("store", "cache") or sources[mount["name"]]["emptyDir"] == {}
 
 
 def test_variables_of_services_do_not_reach_the_server(manifests):
@@ -222,6 +222,14 @@ def test_keys_of_a_trial_are_in_the_form_that_the_server_reads(tmp_path):
         ("generate,register", None),
     ]
     assert secret["stringData"]["client-key"] in path.read_text()
+
+
+def test_a_packaged_chart_renders_the_same(tmp_path):
+    """Rules and dashboards are links to another folder here; the package has to carry them."""
+    output_of("helm", "package", CHART, "--destination", tmp_path)
+    (package,) = tmp_path.glob("onebasis-*.tgz")
+    options = ("--namespace", "onebasis", "--skip-tests", "--values", VALUES / "everything.yaml")
+    assert output_of("helm", "template", "onebasis", package, *options) == chart_text(VALUES / "everything.yaml")
 
 
 def test_a_pod_with_sqlite_ends_before_the_next_one_begins():
