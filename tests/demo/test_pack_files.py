@@ -3,14 +3,17 @@
 from statistics import mean
 
 import pytest
+from typer.testing import CliRunner
 
 from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
 from onebasis.coefficients.format import CoefficientFile, parse_coefficients
 from onebasis.coefficients.validate import bind
 from onebasis.demo.build_pack import METRIC
+from onebasis.demo.commands import demo_app
 from onebasis.demo.demo_pack import PACK_K, PACK_STEPS, UPLOADED_BY_DEMO, DemoPack
 from onebasis.demo.embedded_model import MODEL_NAME
 from onebasis.demo.tasks import DEMO_TASKS, SAME_PROMPT_PAIRS
+from onebasis_client.reconcile import coefficient_files
 
 PACK = DemoPack.shipped()
 TASKS = tuple(PACK.tasks())
@@ -78,3 +81,15 @@ def test_pack_is_small_and_holds_nothing_else() -> None:
 def test_every_task_has_numbers_of_its_own(files: dict[str, CoefficientFile]) -> None:
     assert len({file.digest for file in files.values()}) == len(files)
     assert len({file.provenance["data"]["train_sha256"] for file in files.values()}) == len(files)
+
+
+def test_unpack_writes_what_a_deployed_server_and_reconcile_read(tmp_path):
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.parent.mkdir()  # is there already, so no model is fetched
+    weights.touch(mode=0o600)
+    for _ in range(2):  # a pod that starts again on its volume
+        result = CliRunner().invoke(demo_app, ["unpack", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+    assert read_basis_spec(tmp_path / "basis.safetensors").digest == read_basis_spec(PACK.basis).digest
+    assert set(coefficient_files(tmp_path / "tasks")) == set(TASKS)
+    assert weights.stat().st_mode & 0o777 == 0o644  # for a server of another user

@@ -101,6 +101,18 @@ def data(
         write_jsonl(folder / name, (chat_example(e.prompt, e.answer) for e in examples))
 
 
+@demo_app.command()
+def unpack(folder: Annotated[Path, typer.Argument(help="Where base/, basis.safetensors and tasks/ go.")]) -> None:
+    """Write what a deployed server of the demo reads: base model, basis, coefficient files of the tasks."""
+    base = folder / "base"
+    if not base.exists():
+        ensure_model(folder).rename(base)
+    for file in base.iterdir():
+        file.chmod(0o644)  # the server may run as another user, and weights are written for the owner alone
+    DemoPack.shipped().unpack(folder)
+    Console().print(f"{folder}: base, basis.safetensors, tasks", markup=False, highlight=False, soft_wrap=True)
+
+
 @demo_app.command("build-pack")
 def build(
     folder: Annotated[Path, typer.Argument(help="Where the pack goes.")],

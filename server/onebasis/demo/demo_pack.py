@@ -1,5 +1,6 @@
 """The demo pack: one basis and the coefficients of really trained tasks, as they ship with the package."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,3 +58,11 @@ class DemoPack:
     def tasks(self) -> Iterator[str]:
         """The tasks whose files are there, in the pack's order."""
         return (task for task in PACK_STEPS if self.coefficients(task).is_file())
+
+    def unpack(self, folder: Path) -> None:
+        """Copy the basis and the tasks to where a deployed server and `onebasis-client reconcile` read them."""
+        tasks = folder / "tasks"
+        tasks.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.basis, folder / "basis.safetensors")
+        for task in self.tasks():
+            shutil.copy(self.coefficients(task), tasks)

@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from onebasis_client.cli import access
-from onebasis_client.cli.failures import ReportingGroup
+from onebasis_client.cli.failures import REFUSED, ReportingGroup
 from onebasis_client.cli.output import Output
 from onebasis_client.cli.session import Session, SessionContext, pairs
 from onebasis_client.client import OneBasis
 from onebasis_client.messages import Message
 from onebasis_client.options import ChatOptions
+from onebasis_client.reconcile import reconcile as reconcile_folder
 
 app = typer.Typer(
     cls=ReportingGroup,
@@ -79,6 +80,24 @@ def push(
         )
     what = "registered" if registration.created else "unchanged"
     context.obj.output.result(registration, f"{name}: {what}, {registration.task.digest}")
+
+
+@app.command()
+def reconcile(
+    context: SessionContext,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Has NAME.coef.safetensors files.")],
+    owner: Annotated[str, typer.Option(help="Noted with every version that is registered here.")] = "reconcile",
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete this owner's tasks that have no file any more.")
+    ] = False,
+) -> None:
+    """Register every file of a folder whose task does not stand at it; a bad file is told and stops no other."""
+    outcomes = []
+    for outcome in reconcile_folder(context.obj.client, folder, owner=owner, prune=prune):
+        outcomes.append(outcome)
+        context.obj.output.outcome(outcome)
+    if any(outcome.state == "failed" for outcome in outcomes):
+        raise typer.Exit(REFUSED)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onebasis_client.access import ApiKey, AuditEntry
+from onebasis_client.reconcile import Outcome
 from onebasis_client.tasks import Task, Version
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ class Output:
             _json(result if isinstance(result, dict) else asdict(result))
         else:
             say(line)
+
+    def outcome(self, outcome: Outcome) -> None:
+        """One task of many: a line, on stderr if it failed; or a line of JSON."""
+        if self.as_json:
+            _json(asdict(outcome))
+            return
+        code = "" if outcome.code is None else f" [{outcome.code}]"
+        why = "" if outcome.reason is None else f": {outcome.reason}{code}"
+        say(f"{outcome.task}: {outcome.state}{why}", is_error=outcome.state == "failed")
 
     def tasks(self, tasks: Sequence[Task]) -> None:
         """A table of tasks, or a JSON array."""

@@ -1,0 +1,81 @@
+"""Bring a folder of coefficient files into the registry, one by one: a bad file never stops the others."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from onebasis_client.client import OneBasis
+from onebasis_client.errors import ApiError, OneBasisError
+
+SUFFIX: Final = ".coef.safetensors"
+OWNER: Final = "reconciled_by"  # in the metadata of a version
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one task.
+
+    Attributes:
+        state: `failed` leaves the task as it was.
+        reason: why it failed; None otherwise.
+        code: the server's, if it was the server that refused.
+    """
+
+    task: str
+    state: Literal["registered", "unchanged", "deleted", "failed"]
+    reason: str | None = None
+    code: str | None = None
+
+
+def coefficient_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder by the task they are for, `plural` for plural.coef.safetensors.
+
+    Raises:
+        OSError: the folder can't be read, or has no such file: then it is more likely the wrong one, or not mounted.
+    """
+    names = {path.name.removesuffix(SUFFIX): path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIX)}
+    if not names:
+        raise FileNotFoundError(f"{folder} has no *{SUFFIX}; nothing was done")
+    return names
+
+
+def reconcile(client: OneBasis, folder: Path, *, owner: str, prune: bool) -> Iterator[Outcome]:
+    """Register every file whose task does not stand at its bytes; yield what became of each, as it happens.
+
+    Args:
+        owner: noted with each version that is registered here.
+        prune: then delete the tasks that this owner registered last and that have no file any more.
+
+    Raises:
+        OSError: as `coefficient_files`.
+        OneBasisError: the tasks could not be listed for pruning.
+    """
+    files = coefficient_files(folder)
+    for task, path in files.items():
+        yield _register(client, task, path, owner)
+    if prune:
+        for found in list(client.tasks(page_size=1000)):
+            if found.metadata.get(OWNER) == owner and found.id not in files:
+                yield _delete(client, found.id, found.digest)
+
+
+def _register(client: OneBasis, task: str, path: Path, owner: str) -> Outcome:
+    try:
+        registration = client.register(task, path.read_bytes(), metadata={OWNER: owner})
+    except (OneBasisError, OSError) as error:
+        return _failed(task, error)
+    return Outcome(task, "registered" if registration.created else "unchanged")
+
+
+def _delete(client: OneBasis, task: str, digest: str) -> Outcome:
+    """Only what was listed: who has replaced it since keeps it."""
+    try:
+        client.delete(task, if_match=digest)
+    except OneBasisError as error:
+        return _failed(task, error)
+    return Outcome(task, "deleted")
+
+
+def _failed(task: str, error: OneBasisError | OSError) -> Outcome:
+    return Outcome(task, "failed", str(error), error.code if isinstance(error, ApiError) else None)

@@ -1,0 +1,69 @@
+"""onebasis-client reconcile, by typer's runner against a real server."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.api.server import RunningServer
+from tests.client.test_cli import done, failed, run
+
+__all__ = ["run"]
+
+NAMES = ("from-file", "from-other-file")
+
+
+@pytest.fixture
+def folder(server: RunningServer, tmp_path: Path) -> Iterator[Path]:
+    """Two coefficient files and one that is none; the tasks are gone afterwards."""
+    for seed, name in enumerate(NAMES, start=40):
+        (tmp_path / f"{name}.coef.safetensors").write_bytes(server.model.core_file(seed))
+    (tmp_path / "notes.txt").write_text("not for the registry")
+    yield tmp_path
+    for name in NAMES:
+        server.client.delete(f"/v1/tasks/{name}")
+
+
+def card(server, name):
+    return server.client.get(f"/v1/tasks/{name}").json()
+
+
+def test_files_become_tasks_once(run, server, folder):
+    assert done(run("reconcile", str(folder))) == "from-file: registered\nfrom-other-file: registered\n"
+    assert done(run("reconcile", str(folder))) == "from-file: unchanged\nfrom-other-file: unchanged\n"
+    assert [card(server, name)["generation"] for name in NAMES] == [1, 1]
+    assert card(server, "from-file")["metadata"] == {"reconciled_by": "reconcile"}
+    (folder / "from-file.coef.safetensors").write_bytes(server.model.core_file(50))
+    assert done(run("reconcile", str(folder))) == "from-file: registered\nfrom-other-file: unchanged\n"
+    assert card(server, "from-file")["generation"] == 2
+
+
+def test_a_bad_file_is_told_and_stops_no_other(run, server, folder):
+    (folder / "a-broken.coef.safetensors").write_bytes(b"nonsense")
+    (folder / "b-unreadable.coef.safetensors").symlink_to(folder / "nothing")
+    result = run("reconcile", str(folder))
+    assert result.exit_code == 1
+    assert result.stdout == "from-file: registered\nfrom-other-file: registered\n"
+    assert "a-broken: failed: " in result.stderr and "[not_safetensors]" in result.stderr
+    assert "b-unreadable: failed: " in result.stderr
+
+
+def test_pruning_deletes_what_this_owner_registered_and_nothing_else(run, server, folder):
+    done(run("reconcile", str(folder), "--owner", "release-a"))
+    (folder / "from-other-file.coef.safetensors").unlink()
+    assert done(run("reconcile", str(folder), "--owner", "release-b", "--prune")).endswith("from-file: registered\n")
+    assert server.client.get("/v1/tasks/from-other-file").status_code == 200
+    shown = done(run("--json", "reconcile", str(folder), "--owner", "release-a", "--prune")).splitlines()
+    assert [(line["task"], line["state"]) for line in map(json.loads, shown)] == [
+        ("from-file", "registered"),  # its owner is noted anew
+        ("from-other-file", "deleted"),
+    ]
+    assert server.client.get("/v1/tasks/from-other-file").status_code == 404
+    assert server.client.get("/v1/tasks/alpha").status_code == 200
+
+
+def test_an_empty_folder_prunes_nothing(run, server, folder, tmp_path_factory):
+    done(run("reconcile", str(folder)))
+    failed(run("reconcile", str(tmp_path_factory.mktemp("empty")), "--prune"), 2, "has no *.coef.safetensors")
+    assert server.client.get("/v1/tasks/from-file").status_code == 200
