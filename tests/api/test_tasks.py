@@ -69,6 +69,7 @@ def test_a_new_task_is_201_with_card_etag_and_location(server, tiny):
         "size_bytes": len(data),
         "form": "core",
         "k": None,
+        "residual": None,
         "state": "ready",
         "reason": None,
         "provenance": {"recipe": "fit", "score": 0.5},

@@ -4,8 +4,13 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
-from onebasis.coefficients.residual_cache import ResidualCache
+from onebasis.coefficients.residual_cache import LowRank, ResidentResidual, ResidualCache
+from onebasis.kernels.select import CoreProduct
+from onebasis.kernels.torch_batched import TokenTasks
+from onebasis.model.adapted import LinearGroup, StepTasks
+from onebasis.model.batch import ResidualRun
 from onebasis.model.decode_graphs import DecodeGraphs
 from tests.engine.builders import make_request
 from tests.model.families import CPU, NATIVE_FAMILIES, logits_by_transformers, prompt, rounded_base, tiny_base
@@ -18,6 +23,8 @@ from tests.native import native_library
 
 RANKS = {"q_proj": 1, "v_proj": 5, "o_proj": 2, "layers.1.mlp.up_proj": 4, "down_proj": 3}
 """Two of three sites of one group, one of two in one layer, and groups of a single site."""
+
+SIZES = (("gate", 16), ("up", 24))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,25 @@ def test_a_neighbours_residual_changes_no_bit_of_others(is_native, library, tmp_
     for name in ("1", "2"):
         assert torch.equal(without[name].logits, with_residual[name].logits)
     assert not torch.equal(without["0"].logits, with_residual["0"].logits), "the residual must matter"
+
+
+def test_in_torch_and_bfloat16_a_residual_goes_to_the_columns_of_its_site_in_its_rows():
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(32, n, bias=False, dtype=torch.bfloat16) for name, n in SIZES}
+    residual = ResidentResidual({"up": LowRank(torch.randn(3, 32).bfloat16(), torch.randn(3, 24).bfloat16())}, 0)
+    step = StepTasks()
+    group = LinearGroup(layers, [], step)
+    x = torch.randn(1, 5, 32).bfloat16()
+    bare = [group.output(i, x) for i in range(2)]
+    step.product = CoreProduct(TokenTasks(torch.zeros(5, dtype=torch.int64), ()), base_row=0)
+    step.residuals = (ResidualRun(1, 3, residual),)
+    gate, up = (group.output(i, x) for i in range(2))
+    factors = residual.sites["up"]
+    wanted = bare[1].float()
+    wanted[0, 1:3] += x[0, 1:3].float() @ factors.a.float().T @ factors.b.float()
+    torch.testing.assert_close(up.float(), wanted, rtol=3e-2, atol=0.2)
+    assert torch.equal(gate, bare[0])
+    assert torch.equal(up[0, [0, 3, 4]], bare[1][0, [0, 3, 4]])
 
 
 def test_steps_with_residuals_are_not_replayed(tmp_path):
