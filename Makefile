@@ -35,6 +35,7 @@ check: $(READY)  ## format, lint, types, layers
 	$(BIN)/mypy --strict loadtests
 	$(BIN)/mypy --strict clients/python
 	$(BIN)/mypy --strict deploy/tools.py
+	$(BIN)/mypy --strict deploy/gateway/picker
 	$(BIN)/lint-imports
 
 bench: $(READY)  ## the README's table: bare, 1, 32 and 1000 tasks at concurrency 1, 8, 32; others: loadtests/README.md

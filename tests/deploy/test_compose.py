@@ -13,7 +13,6 @@ from tests.deploy.programs import DEPLOY, output_of
 FOLDER = DEPLOY / "compose"
 FILE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 SERVICES = FILE["services"]
-without_gateway = pytest.mark.skipif(not (DEPLOY / "gateway" / "envoy.yaml").exists(), reason="no gateway yet")
 OURS = ("unpack", "onebasis", "register", "picker")
 
 
@@ -72,7 +71,6 @@ def test_what_is_waited_for_can_come():
                 assert wish["condition"] == "service_completed_successfully"
 
 
-@without_gateway
 def test_volumes_and_mounted_files_exist():
     for service in SERVICES.values():
         for mount in service.get("volumes", []):
@@ -99,7 +97,6 @@ def test_grafana_finds_the_dashboards_where_they_are_mounted():
     assert mounts["../monitoring/dashboards"] == provider["options"]["path"]
 
 
-@without_gateway
 def test_the_gateway_finds_replicas_and_picker_by_their_names():
     envoy = yaml.safe_load((DEPLOY / "gateway" / "envoy.yaml").read_text())
     addresses = set(sockets(envoy["static_resources"]["clusters"]))
