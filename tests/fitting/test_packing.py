@@ -12,7 +12,7 @@ from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralCon
 
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.packing import PackedBatch, pack
-from onebasis.fitting.training.train import answer_loss
+from onebasis.fitting.training.answers import answer_loss
 from onebasis.model.loader import LoadedBase
 from tests.api.tiny_model import EOS_ID, TinyModel
 from tests.fitting.tiny import save_family, tiny_base, token_example

@@ -10,7 +10,8 @@ from onebasis.commands.console import BasisOption, ModelOption, ThreadsOption, p
 from onebasis.core.ids import parse_task_name
 from onebasis.fitting.data import read_jsonl, split, tokenize
 from onebasis.fitting.training.job import fit_task
-from onebasis.fitting.training.train import FitRecipe, StepLoss
+from onebasis.fitting.training.loop import StepLoss
+from onebasis.fitting.training.recipe import FitRecipe
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import load_base
 

@@ -10,7 +10,8 @@ from onebasis.demo.tasks import DEMO_TASKS, DemoTask, Example
 from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.fitting.data import TokenExample, chat_example, tokenize
 from onebasis.fitting.training.job import FitReport, fit_task
-from onebasis.fitting.training.train import FitRecipe, StepLoss
+from onebasis.fitting.training.loop import StepLoss
+from onebasis.fitting.training.recipe import FitRecipe
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import LoadedBase, load_base
 

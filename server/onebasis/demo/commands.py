@@ -24,7 +24,7 @@ from onebasis.demo.server_process import ServerProcess
 from onebasis.demo.tasks import DEMO_TASKS
 from onebasis.fitting.data import chat_example, write_jsonl
 from onebasis.fitting.training.job import FitReport
-from onebasis.fitting.training.train import StepLoss
+from onebasis.fitting.training.loop import StepLoss
 
 demo_app = typer.Typer(no_args_is_help=True, help="The embedded model and the tasks trained for it.")
 

@@ -12,7 +12,10 @@ from onebasis import __version__
 from onebasis.coefficients.format import write_coefficients
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import Scorer, exact_match, score
-from onebasis.fitting.training.train import FitRecipe, StepLoss, fit, load_coefficients, trainable_sites
+from onebasis.fitting.training.answers import AnswerLoss, check_window
+from onebasis.fitting.training.loop import Learner, StepLoss, optimise
+from onebasis.fitting.training.recipe import FitRecipe
+from onebasis.fitting.training.sites import trainable_sites
 from onebasis.model.factors import Basis, checked_fingerprint
 from onebasis.model.loader import LoadedBase
 
@@ -51,27 +54,32 @@ def fit_task(
 
     Raises:
         InvalidBasis: the basis was made for other base weights.
-        InvalidData, SetupError: from `fit`.
+        InvalidData: an example is longer than the model's attention window.
+        SetupError: the training diverged.
         OSError: `output` can't be written.
     """
     checked_fingerprint(base.model, basis)
+    check_window(base, train)
     output.parent.mkdir(parents=True, exist_ok=True)
     base_score = score(base, validation, is_correct=is_correct) if validation else None
-    with trainable_sites(base, basis, recipe.form) as sites:
-        fitted = fit(base, sites, train, recipe, on_step)
-        load_coefficients(sites, fitted.values)
+    with trainable_sites(base, basis, recipe.form) as trained:
+        numbers = trained.tasks[0]
+        learner = Learner(task, numbers, train, recipe)
+        train_s = optimise([learner], AnswerLoss(base, trained), on_step)
+        values = numbers.stored()
+        numbers.load(values)
         task_score = score(base, validation, is_correct=is_correct) if validation else None
     provenance = {
         "tool": f"onebasis {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
         "data": {"train_sha256": _digest(train), "n_train": len(train), "n_validation": len(validation)},
         "recipe": recipe.as_provenance() | {"compute_dtype": str(base.model.dtype).removeprefix("torch.")},
-        "loss": {"first": round(fitted.first_loss, 4), "mean_of_last_10": round(fitted.final_loss, 4)},
-        "train_s": round(fitted.train_s, 1),
+        "loss": {"first": round(learner.first_loss, 4), "mean_of_last_10": round(learner.final_loss, 4)},
+        "train_s": round(train_s, 1),
         "n_threads": torch.get_num_threads(),
         "scores": {"metric": metric, "n": len(validation), "base": base_score, "task": task_score},
     }
     data = write_coefficients(
-        fitted.values,
+        values,
         form=recipe.form,
         basis=basis.spec.digest,
         base_fingerprint=basis.spec.base_fingerprint,
@@ -81,9 +89,9 @@ def fit_task(
     output.write_bytes(data)
     return FitReport(
         size_bytes=len(data),
-        first_loss=fitted.first_loss,
-        final_loss=fitted.final_loss,
-        train_s=fitted.train_s,
+        first_loss=learner.first_loss,
+        final_loss=learner.final_loss,
+        train_s=train_s,
         base_score=base_score,
         task_score=task_score,
     )

@@ -1,0 +1,43 @@
+"""How a task is trained."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onebasis.coefficients.format import FORMS
+from onebasis.core.errors import SetupError
+
+
+@dataclass(frozen=True, slots=True)
+class FitRecipe:
+    """How to train. Learning rate: linear warm-up over `warmup_steps`, then cosine to a tenth.
+
+    Raises:
+        SetupError: a form that no reader knows, or a number with which nothing is learnt.
+    """
+
+    form: str = "core"
+    n_steps: int = 200
+    batch_size: int = 8
+    learning_rate: float = 1e-2
+    warmup_steps: int = 10
+    clip_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise SetupError(f"form {self.form!r}: needs one of {', '.join(FORMS)}")
+        if not (0 < self.learning_rate < math.inf):
+            raise SetupError(f"learning rate {self.learning_rate}: needs a finite number above 0")
+        if self.n_steps < 1 or self.batch_size < 1:
+            raise SetupError(f"{self.n_steps} steps of {self.batch_size} examples: needs at least one of each")
+
+    def rate_factor(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0, as a share of `learning_rate`."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+    def as_provenance(self) -> dict[str, Any]:
+        return asdict(self)
