@@ -17,9 +17,9 @@ from onebasis.coefficients.validate import bind
 from onebasis.core.errors import InvalidBasis, InvalidData, SetupError
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.packing import pack
-from onebasis.fitting.training.answers import AnswerLoss, answer_loss, check_window
+from onebasis.fitting.training.answers import AnswerLoss, check_window
 from onebasis.fitting.training.job import FitReport, fit_task
-from onebasis.fitting.training.loop import Learner, StepLoss, optimise
+from onebasis.fitting.training.loop import Learner, StepLoss, TaskBatch, optimise
 from onebasis.fitting.training.recipe import FitRecipe
 from onebasis.fitting.training.sites import TrainableSite, TrainedTasks, part_shape, trainable_sites
 from onebasis.fitting.training.task_numbers import TaskNumbers
@@ -81,8 +81,9 @@ def train(base: LoadedBase, basis: Basis, tmp_path: Path) -> Callable[..., Train
 
         def note(_output: str, _example: TokenExample) -> bool:
             site = next((module for module in base.model.modules() if isinstance(module, TrainableSite)), None)
-            scored.append(np.zeros(0, np.float32) if site is None else site.trained.tasks[0].flat.detach().numpy())
-            return site is not None
+            is_trained = site is not None and site.trained.spans != ()
+            scored.append(site.trained.tasks[0].flat.detach().numpy() if is_trained else np.zeros(0, np.float32))
+            return is_trained
 
         recipe = replace(QUICK, **changes)
         report = fit_task(
@@ -112,9 +113,11 @@ def test_coefficients_of_zero_leave_every_bit_as_it_was(form: str, dtype, llama:
     bare = logits(base)
     with trainable_sites(base, basis, form) as trained:
         assert len(trained.tasks[0].parts) == N_SITES
-        assert torch.equal(logits(base), bare)
-        trained.tasks[0].flat.data.fill_(0.5)
-        assert not torch.equal(logits(base), bare)
+        with trained.use(0):
+            assert torch.equal(logits(base), bare)
+            trained.tasks[0].flat.data.fill_(0.5)
+            assert not torch.equal(logits(base), bare)
+        assert torch.equal(logits(base), bare), "outside of the block the model is the bare one"
 
 
 @every_form
@@ -133,7 +136,8 @@ def test_a_site_is_its_merged_weight(form: str, k_in: int, k_out: int) -> None:
     trained.tasks[0].load((core if form == "core" else core.diagonal()).flatten().numpy())
     x = torch.randn(2, 7, 12)
     merged = torch.nn.functional.linear(x, merged_weight(layer.weight, factors, core), layer.bias)
-    torch.testing.assert_close(site(x), merged, rtol=1e-5, atol=1e-5)
+    with trained.use(0):
+        torch.testing.assert_close(site(x), merged, rtol=1e-5, atol=1e-5)
 
 
 @every_form
@@ -141,7 +145,7 @@ def test_only_coefficients_get_gradients(form: str, base: LoadedBase, basis: Bas
     with trainable_sites(base, basis, form) as trained:
         assert not any(parameter.requires_grad for parameter in base.model.parameters())
         numbers = trained.tasks[0]
-        answer_loss(base, pack(EXAMPLES)).backward()
+        AnswerLoss(base, trained)([TaskBatch(0, EXAMPLES)])[0].backward()
         assert all(part.grad.abs().sum() > 0 for part in numbers.parts)
         assert torch.equal(torch.cat([part.grad.flatten() for part in numbers.parts]), numbers.flat.grad)
     assert all(parameter.grad is None for parameter in base.model.parameters())
@@ -174,7 +178,8 @@ def test_the_models_biases_stay(llama: TinyModel, tmp_path: Path) -> None:
     basis = tiny_basis(base, tmp_path / "basis")
     bare = logits(base)
     with trainable_sites(base, basis, "core") as trained:
-        assert torch.equal(logits(base), bare)
+        with trained.use(0):
+            assert torch.equal(logits(base), bare)
         fitted = fit(base, trained, EXAMPLES, QUICK, ignore)
     assert fitted.final_loss < fitted.first_loss
 
@@ -188,13 +193,11 @@ def test_training_learns(form: str, base: LoadedBase, basis: Basis) -> None:
     news: list[int] = []
     losses: list[float] = []
     with trainable_sites(base, basis, form) as trained:
-        with torch.no_grad():
-            bare = float(answer_loss(base, pack(EXAMPLES[:4])))
+        bare = AnswerLoss(base, trained).of_all(0, EXAMPLES[:4])
         fitted = fit(
             base, trained, EXAMPLES[:4], recipe, lambda step: (news.append(step.step), losses.append(step.loss))
         )
-        with torch.no_grad():
-            after = float(answer_loss(base, pack(EXAMPLES[:4])))
+        after = AnswerLoss(base, trained).of_all(0, EXAMPLES[:4])
     assert news == list(range(1, 101))
     assert fitted.first_loss == losses[0] == pytest.approx(bare, rel=1e-5), "the first step starts at the bare model"
     assert fitted.final_loss == pytest.approx(sum(losses[-10:]) / 10)
@@ -332,7 +335,8 @@ def test_the_server_says_what_the_trained_model_said(
     bare = logits(base)
     with trainable_sites(base, basis, form) as tasks:
         tasks.tasks[0].load(file.values)
-        trained = logits(base)
+        with tasks.use(0):
+            trained = logits(base)
     assert (trained - bare).abs().max() > 0.1
 
     served = tiny_base(llama.folder)

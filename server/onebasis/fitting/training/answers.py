@@ -1,6 +1,7 @@
 """The loss of supervised training: cross-entropy of the answers' tokens."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -8,43 +9,43 @@ from torch import Tensor
 
 from onebasis.core.errors import InvalidData
 from onebasis.fitting.data import TokenExample
+from onebasis.fitting.packed_attention import packed_logits
 from onebasis.fitting.packing import PackedBatch, pack
 from onebasis.fitting.training.loop import TaskBatch
-from onebasis.fitting.training.sites import TrainedTasks
+from onebasis.fitting.training.sites import TokenSpan, TrainedTasks
 from onebasis.model.loader import LoadedBase
+
+_VALIDATION_BATCH: Final = 16
 
 
 class AnswerLoss:
-    """Mean cross-entropy per answer token, in nats, of every task's batch.
-
-    Raises:
-        InvalidData: from `check`, an example is longer than the model's attention window.
-    """
+    """Mean cross-entropy per answer token, in nats, of every task's batch; all batches are computed as one sequence."""
 
     def __init__(self, base: LoadedBase, trained: TrainedTasks) -> None:
         self._base = base
         self._trained = trained
 
     def __call__(self, batches: Sequence[TaskBatch[TokenExample]]) -> list[Tensor]:
-        losses = []
-        for batch in batches:
-            self._trained.use(batch.place)
-            losses.append(answer_loss(self._base, pack(batch.examples)))
-        return losses
+        packed = [pack(batch.examples) for batch in batches]
+        spans = [TokenSpan(batch.place, part.n_tokens) for batch, part in zip(batches, packed, strict=True)]
+        with self._trained.use_spans(spans):
+            return answer_losses(self._base, packed)
+
+    @torch.no_grad()
+    def of_all(self, place: int, examples: Sequence[TokenExample]) -> float:
+        """Mean cross-entropy per answer token of any number of examples, under the numbers of the task at `place`."""
+        total = 0.0
+        for start in range(0, len(examples), _VALIDATION_BATCH):
+            batch = pack(examples[start : start + _VALIDATION_BATCH])
+            with self._trained.use(place):
+                total += float(answer_losses(self._base, [batch])[0]) * len(batch.answer_ids)
+        return total / sum(len(example.answer_ids) for example in examples)
 
 
-def answer_loss(base: LoadedBase, batch: PackedBatch) -> Tensor:
-    """Mean cross-entropy per answer token, in nats; the head runs on answer tokens alone."""
-    dtype = base.model.dtype  # eager attention adds its mask, so True and False would not do
-    mask = torch.zeros(batch.mask.shape, dtype=dtype).masked_fill(~batch.mask, torch.finfo(dtype).min)
-    logits = base.model(
-        input_ids=batch.token_ids,
-        position_ids=batch.positions,
-        attention_mask=mask,
-        use_cache=False,
-        logits_to_keep=batch.answer_rows,
-    ).logits[0]
-    return F.cross_entropy(logits.float(), batch.answer_ids)
+def answer_losses(base: LoadedBase, packed: Sequence[PackedBatch]) -> list[Tensor]:
+    """Mean cross-entropy per answer token of each batch, in nats; the head runs on answer tokens alone."""
+    logits = packed_logits(base, packed)
+    return [F.cross_entropy(part.float(), batch.answer_ids) for part, batch in zip(logits, packed, strict=True)]
 
 
 def check_window(base: LoadedBase, examples: Sequence[TokenExample]) -> None:

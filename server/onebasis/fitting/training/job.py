@@ -68,7 +68,8 @@ def fit_task(
         train_s = optimise([learner], AnswerLoss(base, trained), on_step)
         values = numbers.stored()
         numbers.load(values)
-        task_score = score(base, validation, is_correct=is_correct) if validation else None
+        with trained.use(0):
+            task_score = score(base, validation, is_correct=is_correct) if validation else None
     provenance = {
         "tool": f"onebasis {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
         "data": {"train_sha256": _digest(train), "n_train": len(train), "n_validation": len(validation)},

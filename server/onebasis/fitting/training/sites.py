@@ -16,30 +16,39 @@ from onebasis.model.sites import site_layer
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """Consecutive tokens of one task: its place among the trained tasks, how many tokens."""
+    """Consecutive tokens of one task: its place among the trained tasks, how many tokens.
+
+    A pass that is one span only has all of its tokens in it, however many.
+    """
 
     place: int
-    n_tokens: int
+    n_tokens: int = 0
 
 
 class TrainedTasks:
-    """The tasks that a model's sites train, and whose tokens the next forward pass holds.
+    """The tasks that a model's sites train, and whose tokens a forward pass holds.
 
-    Invariant: `spans` covers the tokens of a pass in order; empty, all tokens are those of task `only`.
+    Invariant: outside of the two `use` blocks no token is any task's, and the model is the bare one.
     """
 
     def __init__(self, tasks: Sequence[TaskNumbers]) -> None:
         self.tasks = tuple(tasks)
-        self.only = 0
         self.spans: tuple[TokenSpan, ...] = ()
 
-    def use(self, place: int) -> None:
-        """From now on all tokens are of one task, in any number of sequences."""
-        self.only, self.spans = place, ()
+    @contextmanager
+    def use(self, place: int) -> Iterator[None]:
+        """Inside the block all tokens of any forward pass are of one task."""
+        with self.use_spans([TokenSpan(place)]):
+            yield
 
-    def use_spans(self, spans: Sequence[TokenSpan]) -> None:
-        """From now on a pass is one sequence with these spans."""
-        self.only, self.spans = spans[0].place, tuple(spans) if len(spans) > 1 else ()
+    @contextmanager
+    def use_spans(self, spans: Sequence[TokenSpan]) -> Iterator[None]:
+        """Inside the block a forward pass is one sequence of these spans."""
+        self.spans = tuple(spans)
+        try:
+            yield
+        finally:
+            self.spans = ()
 
 
 class TrainableSite(nn.Module):
@@ -58,19 +67,19 @@ class TrainableSite(nn.Module):
         self._index = index
 
     def forward(self, x: Tensor) -> Tensor:
-        z = F.linear(x, self.v).float()
         y: Tensor = self.base(x)
+        if not self.trained.spans:
+            return y
+        z = F.linear(x, self.v).float()
         return y + self._mix(z).to(x.dtype) @ self.u
 
     def _mix(self, z: Tensor) -> Tensor:
         """S z of every token under its own task: [..., k_in] -> [..., k_out]."""
-        trained = self.trained
-        if not trained.spans:
-            return self._mix_one(z, trained.only)
-        pieces = torch.split(z, [span.n_tokens for span in trained.spans], dim=-2)
-        return torch.cat(
-            [self._mix_one(piece, span.place) for piece, span in zip(pieces, trained.spans, strict=True)], dim=-2
-        )
+        spans = self.trained.spans
+        if len(spans) == 1:
+            return self._mix_one(z, spans[0].place)
+        pieces = torch.split(z, [span.n_tokens for span in spans], dim=-2)
+        return torch.cat([self._mix_one(piece, span.place) for piece, span in zip(pieces, spans, strict=True)], dim=-2)
 
     def _mix_one(self, z: Tensor, place: int) -> Tensor:
         numbers = self.trained.tasks[place].parts[self._index]
