@@ -18,10 +18,12 @@ from onebasis.core.errors import InvalidBasis, InvalidData, SetupError
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.packing import pack
 from onebasis.fitting.training.answers import AnswerLoss, check_window
-from onebasis.fitting.training.job import FitReport, fit_task
-from onebasis.fitting.training.loop import Learner, StepLoss, TaskBatch, optimise
+from onebasis.fitting.training.job import fit_task
+from onebasis.fitting.training.learner import Learner
+from onebasis.fitting.training.loop import StepLoss, TaskBatch, optimise
 from onebasis.fitting.training.recipe import FitRecipe
-from onebasis.fitting.training.sites import TrainableSite, TrainedTasks, part_shape, trainable_sites
+from onebasis.fitting.training.run import FitReport
+from onebasis.fitting.training.sites import BasisSite, TrainableSite, TrainedTasks, trainable_sites
 from onebasis.fitting.training.task_numbers import TaskNumbers
 from onebasis.model.adapted import StepTasks, adapt_model, merged_weight
 from onebasis.model.batch import ForwardBatch, PrefillChunk
@@ -126,8 +128,8 @@ def test_a_site_is_its_merged_weight(form: str, k_in: int, k_out: int) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(12, 20)
     factors = SiteFactors(v=torch.randn(k_in, 12), u=torch.randn(k_out, 20))
-    trained = TrainedTasks([TaskNumbers([part_shape(factors, form)])])
-    site = TrainableSite(layer, factors, trained, 0)
+    trained = TrainedTasks([TaskNumbers([(k_out, k_in) if form == "core" else (min(k_out, k_in),)])])
+    site = BasisSite(layer, trained, 0, factors, mixing=None)
     core = torch.randn(k_out, k_in)
     if form == "diag":
         n = min(k_in, k_out)
@@ -181,7 +183,7 @@ def test_the_models_biases_stay(llama: TinyModel, tmp_path: Path) -> None:
         with trained.use(0):
             assert torch.equal(logits(base), bare)
         fitted = fit(base, trained, EXAMPLES, QUICK, ignore)
-    assert fitted.final_loss < fitted.first_loss
+    assert fitted.final_loss < fitted.losses[0]
 
 
 # ---------------------------------------------------------------- learning
@@ -199,7 +201,7 @@ def test_training_learns(form: str, base: LoadedBase, basis: Basis) -> None:
         )
         after = AnswerLoss(base, trained).of_all(0, EXAMPLES[:4])
     assert news == list(range(1, 101))
-    assert fitted.first_loss == losses[0] == pytest.approx(bare, rel=1e-5), "the first step starts at the bare model"
+    assert fitted.losses[0] == losses[0] == pytest.approx(bare, rel=1e-5), "the first step starts at the bare model"
     assert fitted.final_loss == pytest.approx(sum(losses[-10:]) / 10)
     assert after < (0.1 if form == "core" else 0.5) * bare
 
@@ -207,14 +209,14 @@ def test_training_learns(form: str, base: LoadedBase, basis: Basis) -> None:
 def test_fewer_examples_than_a_batch(base: LoadedBase, basis: Basis) -> None:
     with trainable_sites(base, basis, "core") as trained:
         fitted = fit(base, trained, EXAMPLES[:1], replace(QUICK, batch_size=64), ignore)
-    assert fitted.final_loss < fitted.first_loss
+    assert fitted.final_loss < fitted.losses[0]
 
 
 def test_an_empty_answer_can_be_learnt(base: LoadedBase, basis: Basis) -> None:
     silent = [replace(example, answer_ids=(EOS_ID,)) for example in EXAMPLES]
     with trainable_sites(base, basis, "core") as trained:
         fitted = fit(base, trained, silent, replace(QUICK, n_steps=30, learning_rate=0.1), ignore)
-    assert fitted.final_loss < 0.5 * fitted.first_loss
+    assert fitted.final_loss < 0.5 * fitted.losses[0]
 
 
 def test_every_example_comes_once_before_any_comes_again(base: LoadedBase, basis: Basis, monkeypatch) -> None:
@@ -239,7 +241,7 @@ def test_the_same_seed_gives_the_same_numbers(form: str, train: Callable[..., Tr
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"form": "vector"}, "form 'vector': needs one of core, diag"),
+        ({"form": "sum"}, "form 'sum': needs one of core, diag, vector"),
         ({"form": ""}, "form ''"),
         ({"learning_rate": 0.0}, "learning rate 0.0: needs a finite number above 0"),
         ({"learning_rate": -1.0}, "learning rate -1.0"),
@@ -247,6 +249,9 @@ def test_the_same_seed_gives_the_same_numbers(form: str, train: Callable[..., Tr
         ({"learning_rate": float("inf")}, "learning rate inf"),
         ({"n_steps": 0}, "0 steps of 8 examples"),
         ({"batch_size": 0}, "200 steps of 0 examples"),
+        ({"evaluate_every": 0}, "an evaluation every 0 steps: needs at least 1"),
+        ({"evaluate_every": 5, "patience": 0}, "patience of 0 evaluations: needs at least 1"),
+        ({"patience": 2}, "patience of 2 evaluations: needs at least 1, and evaluations to count"),
     ],
 )
 def test_a_recipe_that_learns_nothing_can_not_be_written_down(changes: dict[str, object], complaint: str) -> None:
@@ -297,7 +302,7 @@ def test_the_file_says_where_it_is_from(train: Callable[..., Trained], basis: Ba
     assert provenance["scores"] == {"metric": "exact_match", "n": 2, "base": 0.0, "task": 1.0}
     assert provenance["data"].items() >= {"n_train": 4, "n_validation": 2}.items()
     assert provenance["recipe"] == QUICK.as_provenance() | {"compute_dtype": "float32"}
-    assert provenance["loss"]["first"] == pytest.approx(report.first_loss, abs=1e-4)
+    assert provenance["loss"]["first"] == pytest.approx(report.training.first_loss, abs=1e-4)
     assert provenance["tool"].startswith("onebasis ")
 
 

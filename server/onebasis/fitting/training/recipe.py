@@ -12,6 +12,10 @@ from onebasis.core.errors import SetupError
 class FitRecipe:
     """How to train. Learning rate: linear warm-up over `warmup_steps`, then cosine to a tenth.
 
+    With `evaluate_every` the loss on validation examples is taken every so many steps and at the end, and the
+    numbers of the best step are the result. `patience` ends the training after so many evaluations in a row without
+    a new best.
+
     Raises:
         SetupError: a form that no reader knows, or a number with which nothing is learnt.
     """
@@ -23,6 +27,8 @@ class FitRecipe:
     warmup_steps: int = 10
     clip_norm: float = 1.0
     seed: int = 0
+    evaluate_every: int | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
@@ -31,6 +37,10 @@ class FitRecipe:
             raise SetupError(f"learning rate {self.learning_rate}: needs a finite number above 0")
         if self.n_steps < 1 or self.batch_size < 1:
             raise SetupError(f"{self.n_steps} steps of {self.batch_size} examples: needs at least one of each")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise SetupError(f"an evaluation every {self.evaluate_every} steps: needs at least 1")
+        if self.patience is not None and (self.patience < 1 or self.evaluate_every is None):
+            raise SetupError(f"patience of {self.patience} evaluations: needs at least 1, and evaluations to count")
 
     def rate_factor(self, step: int) -> float:
         """The learning rate of step `step`, counted from 0, as a share of `learning_rate`."""
