@@ -80,8 +80,9 @@ def fit_command(
         patience=patience,
     )
     files = task_files("--data", data, task)
-    held_out = task_files("--validation", validation or [], task or (next(iter(files)) if len(files) == 1 else None))
-    if validation and held_out.keys() != files.keys():
+    only_task = next(iter(files)) if len(files) == 1 else None
+    held_out = task_files("--validation", validation, only_task) if validation else {}
+    if held_out and held_out.keys() != files.keys():
         raise SetupError(f"--validation has {', '.join(held_out)}, --data has {', '.join(files)}; give the same tasks")
     outputs = output_files(output, list(files))
     set_threads(threads)
