@@ -79,6 +79,10 @@ class Learner(Generic[Item]):
         return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
 
     @property
+    def first_loss(self) -> float:
+        return self.losses[0]
+
+    @property
     def final_loss(self) -> float:
         """Mean of the last ten steps."""
         last = self.losses[-10:]

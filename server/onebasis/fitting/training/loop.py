@@ -15,11 +15,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class StepLoss:
-    """News of one training step of one task: its number from 1, the mean loss of its batch."""
+    """News of one training step: its number from 1, the mean loss of its batch, whose it is if there are several."""
 
     step: int
     loss: float
-    task: str
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ def train_tasks(
     return [
         TrainedTask(
             task=learner.task,
-            first_loss=learner.losses[0],
+            first_loss=learner.first_loss,
             final_loss=learner.final_loss,
             n_steps=len(learner.losses),
             kept_step=learner.keep_best(),
