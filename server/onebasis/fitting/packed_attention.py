@@ -5,7 +5,6 @@ itself, and the rests, padded to one length, attend to their prefix and to thems
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Final
 
 import torch
@@ -102,7 +101,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, softcap: float | No
     return out.reshape(n_rows, n_queries, n_heads, dim)
 
 
-@lru_cache(maxsize=16)
 def _causal(n_queries: int, n_keys: int, dtype: torch.dtype) -> Tensor:
     """[n_queries, n_keys], what is added to the scores: 0 where a query may look, -infinity where not."""
     closed = torch.full((n_queries, n_keys), float("-inf"), dtype=dtype)
