@@ -7,6 +7,7 @@ from onebasis import __version__
 from onebasis.commands.basis import basis_app
 from onebasis.commands.console import complain, say
 from onebasis.commands.fit import fit_command
+from onebasis.commands.mixing import basis_mix
 from onebasis.commands.registry import registry_app
 from onebasis.commands.serve import serve_command
 from onebasis.core.errors import ServeError
@@ -15,6 +16,7 @@ from onebasis.identity.commands import keys_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("serve")(serve_command())
+basis_app.command("mix")(basis_mix)
 app.add_typer(basis_app, name="basis")
 app.command("fit")(fit_command)
 app.add_typer(keys_app, name="keys")

@@ -9,8 +9,10 @@ from onebasis.demo.demo_pack import PACK_K, PACK_STEPS, DemoPack
 from onebasis.demo.tasks import DEMO_TASKS, DemoTask, Example
 from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.fitting.data import TokenExample, chat_example, tokenize
-from onebasis.fitting.training.job import FitReport, fit_task
-from onebasis.fitting.training.train import FitRecipe, StepLoss
+from onebasis.fitting.training.job import fit_task
+from onebasis.fitting.training.loop import StepLoss
+from onebasis.fitting.training.recipe import FitRecipe
+from onebasis.fitting.training.run import FitReport
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import LoadedBase, load_base
 

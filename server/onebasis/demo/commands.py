@@ -23,8 +23,8 @@ from onebasis.demo.score import score_over_http
 from onebasis.demo.server_process import ServerProcess
 from onebasis.demo.tasks import DEMO_TASKS
 from onebasis.fitting.data import chat_example, write_jsonl
-from onebasis.fitting.training.job import FitReport
-from onebasis.fitting.training.train import StepLoss
+from onebasis.fitting.training.loop import StepLoss
+from onebasis.fitting.training.run import FitReport
 
 demo_app = typer.Typer(no_args_is_help=True, help="The embedded model and the tasks trained for it.")
 
@@ -137,7 +137,7 @@ def build(
         def on_task(task: str, report: FitReport) -> None:
             console.print(
                 f"{task}: exact match base {report.base_score:.2f}, task {report.task_score:.2f}, "
-                f"loss {report.final_loss:.3f}, {report.train_s:.0f} s"
+                f"loss {report.training.final_loss:.3f}, {report.training.train_s:.0f} s"
             )
 
         build_pack(

@@ -1,7 +1,8 @@
-"""Pack a training batch into one sequence without padding, its common prefix computed once."""
+"""Pack training examples into one sequence without padding, the common prefix of a task's prompts computed once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,21 +10,50 @@ from torch import Tensor
 from onebasis.fitting.data import TokenExample
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PackedBatch:
-    """One flat sequence: the shared prefix, then each example's rest.
+    """Examples of one task as one flat piece of a sequence: the shared prefix, then each example's rest.
 
-    token_ids, positions: [1, n_tokens] int64; an example's positions go on from the prefix.
-    mask: [1, 1, n_tokens, n_tokens] bool, True where a token (row) may see another (column).
-    answer_rows: [n_answer_tokens] int64, the tokens whose next token is part of an answer.
+    token_ids, positions: [n_tokens] int64; an example's positions go on from the prefix.
+    n_shared: length of the prefix, which every example sees and which sees itself alone.
+    rests: tokens of each example after the prefix; it sees the prefix and itself.
+    answer_rows: [n_answer_tokens] int64, the tokens of the piece whose next token is part of an answer.
     answer_ids: [n_answer_tokens] int64, those next tokens.
     """
 
     token_ids: Tensor
     positions: Tensor
-    mask: Tensor
+    n_shared: int
+    rests: tuple[int, ...]
     answer_rows: Tensor
     answer_ids: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @cached_property
+    def padding(self) -> "Padding":
+        return Padding.of(self.rests)
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Ragged rows, one after another, as the rows of a rectangle.
+
+    rows: [n_rows, longest] int64, the tokens of each row; past its end its own last token.
+    places: [n_tokens] int64, where in the flattened rectangle each token is.
+    """
+
+    rows: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> "Padding":
+        ends = torch.tensor(lengths).cumsum(0).unsqueeze(1)
+        starts = ends - torch.tensor(lengths).unsqueeze(1)
+        unbounded = starts + torch.arange(max(lengths))
+        return cls(rows=unbounded.minimum(ends - 1), places=(unbounded < ends).flatten().nonzero().squeeze(1))
 
 
 def pack(examples: Sequence[TokenExample]) -> PackedBatch:
@@ -31,28 +61,33 @@ def pack(examples: Sequence[TokenExample]) -> PackedBatch:
     n_shared = _n_shared([example.prompt_ids for example in examples])
     token_ids = list(examples[0].prompt_ids[:n_shared])
     positions = list(range(n_shared))
-    owners = [-1] * n_shared
+    rests: list[int] = []
     answer_rows: list[int] = []
     answer_ids: list[int] = []
-    for owner, example in enumerate(examples):
+    for example in examples:
         rest = [*example.prompt_ids[n_shared:], *example.answer_ids[:-1]]  # nothing follows the last token
         answer_end = len(token_ids) + len(rest)
         answer_rows += range(answer_end - len(example.answer_ids), answer_end)
         answer_ids += example.answer_ids
         positions += range(n_shared, n_shared + len(rest))
-        owners += [owner] * len(rest)
+        rests.append(len(rest))
         token_ids += rest
-    owner_of = torch.tensor(owners)
-    order = torch.arange(len(token_ids))
-    same = owner_of.unsqueeze(1) == owner_of.unsqueeze(0)
-    visible = (same | (owner_of == -1).unsqueeze(0)) & (order.unsqueeze(1) >= order.unsqueeze(0))
     return PackedBatch(
-        token_ids=torch.tensor(token_ids).unsqueeze(0),
-        positions=torch.tensor(positions).unsqueeze(0),
-        mask=visible[None, None],
+        token_ids=torch.tensor(token_ids),
+        positions=torch.tensor(positions),
+        n_shared=n_shared,
+        rests=tuple(rests),
         answer_rows=torch.tensor(answer_rows),
         answer_ids=torch.tensor(answer_ids),
     )
+
+
+def start_rows(batches: Sequence[PackedBatch]) -> Iterator[int]:
+    """Where each batch begins in the sequence that holds them all in order."""
+    start = 0
+    for batch in batches:
+        yield start
+        start += batch.n_tokens
 
 
 def _n_shared(prompts: Sequence[tuple[int, ...]]) -> int:

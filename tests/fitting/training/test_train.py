@@ -1,6 +1,6 @@
 """Training changes coefficients alone, learns, repeats itself; what it stores is what was scored and is served."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,16 +17,14 @@ from onebasis.coefficients.validate import bind
 from onebasis.core.errors import InvalidBasis, InvalidData, SetupError
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.packing import pack
-from onebasis.fitting.training.job import FitReport, fit_task
-from onebasis.fitting.training.train import (
-    FitRecipe,
-    TrainableSite,
-    answer_loss,
-    fit,
-    flat_coefficients,
-    load_coefficients,
-    trainable_sites,
-)
+from onebasis.fitting.training.answers import AnswerLoss, check_window
+from onebasis.fitting.training.job import fit_task
+from onebasis.fitting.training.learner import Learner
+from onebasis.fitting.training.loop import StepLoss, TaskBatch, optimise
+from onebasis.fitting.training.recipe import FitRecipe
+from onebasis.fitting.training.run import FitReport
+from onebasis.fitting.training.sites import BasisSite, TrainableSite, TrainedTasks, trainable_sites
+from onebasis.fitting.training.task_numbers import TaskNumbers
 from onebasis.model.adapted import StepTasks, adapt_model, merged_weight
 from onebasis.model.batch import ForwardBatch, PrefillChunk
 from onebasis.model.decoder import Decoder
@@ -51,6 +49,19 @@ def logits(base: LoadedBase) -> Tensor:
 def ignore(_: object) -> None: ...
 
 
+def fit(
+    base: LoadedBase,
+    trained: TrainedTasks,
+    examples: Sequence[TokenExample],
+    recipe: FitRecipe,
+    on_step: Callable[[StepLoss], None],
+) -> Learner[TokenExample]:
+    """Train the one task of `trained`."""
+    learner = Learner("t", trained.tasks[0], examples, recipe)
+    optimise([learner], AnswerLoss(base, trained), on_step)
+    return learner
+
+
 def weights(base: LoadedBase) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
 
@@ -71,10 +82,10 @@ def train(base: LoadedBase, basis: Basis, tmp_path: Path) -> Callable[..., Train
         scored: list[NDArray[np.float32]] = []
 
         def note(_output: str, _example: TokenExample) -> bool:
-            sites = [module for module in base.model.modules() if isinstance(module, TrainableSite)]
-            numbers = [site.coefficients.detach().flatten().numpy() for site in sites]
-            scored.append(np.concatenate(numbers) if numbers else np.zeros(0, np.float32))
-            return len(numbers) > 0
+            site = next((module for module in base.model.modules() if isinstance(module, TrainableSite)), None)
+            is_trained = site is not None and site.trained.spans != ()
+            scored.append(site.trained.tasks[0].flat.detach().numpy() if is_trained else np.zeros(0, np.float32))
+            return is_trained
 
         recipe = replace(QUICK, **changes)
         report = fit_task(
@@ -102,12 +113,13 @@ def test_coefficients_of_zero_leave_every_bit_as_it_was(form: str, dtype, llama:
     base = tiny_base(llama.folder, dtype)
     basis = load_basis(llama.basis_path, dtype=dtype, device=CPU)
     bare = logits(base)
-    with trainable_sites(base, basis, form) as sites:
-        assert len(sites) == N_SITES
-        assert torch.equal(logits(base), bare)
-        for site in sites:
-            site.coefficients.data.fill_(0.5)
-        assert not torch.equal(logits(base), bare)
+    with trainable_sites(base, basis, form) as trained:
+        assert len(trained.tasks[0].parts) == N_SITES
+        with trained.use(0):
+            assert torch.equal(logits(base), bare)
+            trained.tasks[0].flat.data.fill_(0.5)
+            assert not torch.equal(logits(base), bare)
+        assert torch.equal(logits(base), bare), "outside of the block the model is the bare one"
 
 
 @every_form
@@ -116,25 +128,28 @@ def test_a_site_is_its_merged_weight(form: str, k_in: int, k_out: int) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(12, 20)
     factors = SiteFactors(v=torch.randn(k_in, 12), u=torch.randn(k_out, 20))
-    site = TrainableSite(layer, factors, form)
+    trained = TrainedTasks([TaskNumbers([(k_out, k_in) if form == "core" else (min(k_out, k_in),)])])
+    site = BasisSite(layer, trained, 0, factors, mixing=None)
     core = torch.randn(k_out, k_in)
     if form == "diag":
         n = min(k_in, k_out)
         core = torch.zeros(k_out, k_in)
         core[range(n), range(n)] = torch.randn(n)
-    site.coefficients.data.copy_(core if form == "core" else core.diagonal())
+    trained.tasks[0].load((core if form == "core" else core.diagonal()).flatten().numpy())
     x = torch.randn(2, 7, 12)
     merged = torch.nn.functional.linear(x, merged_weight(layer.weight, factors, core), layer.bias)
-    torch.testing.assert_close(site(x), merged, rtol=1e-5, atol=1e-5)
+    with trained.use(0):
+        torch.testing.assert_close(site(x), merged, rtol=1e-5, atol=1e-5)
 
 
 @every_form
 def test_only_coefficients_get_gradients(form: str, base: LoadedBase, basis: Basis) -> None:
-    with trainable_sites(base, basis, form) as sites:
-        trainable = [name for name, parameter in base.model.named_parameters() if parameter.requires_grad]
-        assert trainable == [f"{site.name}.coefficients" for site in basis.spec.sites]
-        answer_loss(base, pack(EXAMPLES)).backward()
-        assert all(site.coefficients.grad.abs().sum() > 0 for site in sites)
+    with trainable_sites(base, basis, form) as trained:
+        assert not any(parameter.requires_grad for parameter in base.model.parameters())
+        numbers = trained.tasks[0]
+        AnswerLoss(base, trained)([TaskBatch(0, EXAMPLES)])[0].backward()
+        assert all(part.grad.abs().sum() > 0 for part in numbers.parts)
+        assert torch.equal(torch.cat([part.grad.flatten() for part in numbers.parts]), numbers.flat.grad)
     assert all(parameter.grad is None for parameter in base.model.parameters())
     assert not any(factor.requires_grad for site in basis.factors.values() for factor in (site.u, site.v))
 
@@ -148,8 +163,8 @@ def test_the_model_is_as_before_when_the_block_ends(fails: bool, base: LoadedBas
             raise RuntimeError("the disk is full")
 
     try:
-        with trainable_sites(base, basis, "core") as sites:
-            fit(base, sites, EXAMPLES, QUICK, stop)
+        with trainable_sites(base, basis, "core") as trained:
+            fit(base, trained, EXAMPLES, QUICK, stop)
     except RuntimeError:
         assert fails
     after = linear_sites(base.model)
@@ -164,10 +179,11 @@ def test_the_models_biases_stay(llama: TinyModel, tmp_path: Path) -> None:
     base = tiny_base(save_family(llama, tmp_path / "qwen2", Qwen2Config))
     basis = tiny_basis(base, tmp_path / "basis")
     bare = logits(base)
-    with trainable_sites(base, basis, "core") as sites:
-        assert torch.equal(logits(base), bare)
-        fitted = fit(base, sites, EXAMPLES, QUICK, ignore)
-    assert fitted.final_loss < fitted.first_loss
+    with trainable_sites(base, basis, "core") as trained:
+        with trained.use(0):
+            assert torch.equal(logits(base), bare)
+        fitted = fit(base, trained, EXAMPLES, QUICK, ignore)
+    assert fitted.final_loss < fitted.losses[0]
 
 
 # ---------------------------------------------------------------- learning
@@ -178,36 +194,36 @@ def test_training_learns(form: str, base: LoadedBase, basis: Basis) -> None:
     recipe = FitRecipe(form=form, n_steps=100, batch_size=4, learning_rate=0.2 if form == "core" else 0.4)
     news: list[int] = []
     losses: list[float] = []
-    with trainable_sites(base, basis, form) as sites:
-        with torch.no_grad():
-            bare = float(answer_loss(base, pack(EXAMPLES[:4])))
-        fitted = fit(base, sites, EXAMPLES[:4], recipe, lambda step: (news.append(step.step), losses.append(step.loss)))
-        with torch.no_grad():
-            trained = float(answer_loss(base, pack(EXAMPLES[:4])))
+    with trainable_sites(base, basis, form) as trained:
+        bare = AnswerLoss(base, trained).of_all(0, EXAMPLES[:4])
+        fitted = fit(
+            base, trained, EXAMPLES[:4], recipe, lambda step: (news.append(step.step), losses.append(step.loss))
+        )
+        after = AnswerLoss(base, trained).of_all(0, EXAMPLES[:4])
     assert news == list(range(1, 101))
-    assert fitted.first_loss == losses[0] == pytest.approx(bare, rel=1e-5), "the first step starts at the bare model"
+    assert fitted.losses[0] == losses[0] == pytest.approx(bare, rel=1e-5), "the first step starts at the bare model"
     assert fitted.final_loss == pytest.approx(sum(losses[-10:]) / 10)
-    assert trained < (0.1 if form == "core" else 0.5) * bare
+    assert after < (0.1 if form == "core" else 0.5) * bare
 
 
 def test_fewer_examples_than_a_batch(base: LoadedBase, basis: Basis) -> None:
-    with trainable_sites(base, basis, "core") as sites:
-        fitted = fit(base, sites, EXAMPLES[:1], replace(QUICK, batch_size=64), ignore)
-    assert fitted.final_loss < fitted.first_loss
+    with trainable_sites(base, basis, "core") as trained:
+        fitted = fit(base, trained, EXAMPLES[:1], replace(QUICK, batch_size=64), ignore)
+    assert fitted.final_loss < fitted.losses[0]
 
 
 def test_an_empty_answer_can_be_learnt(base: LoadedBase, basis: Basis) -> None:
     silent = [replace(example, answer_ids=(EOS_ID,)) for example in EXAMPLES]
-    with trainable_sites(base, basis, "core") as sites:
-        fitted = fit(base, sites, silent, replace(QUICK, n_steps=30, learning_rate=0.1), ignore)
-    assert fitted.final_loss < 0.5 * fitted.first_loss
+    with trainable_sites(base, basis, "core") as trained:
+        fitted = fit(base, trained, silent, replace(QUICK, n_steps=30, learning_rate=0.1), ignore)
+    assert fitted.final_loss < 0.5 * fitted.losses[0]
 
 
 def test_every_example_comes_once_before_any_comes_again(base: LoadedBase, basis: Basis, monkeypatch) -> None:
     seen: list[TokenExample] = []
-    monkeypatch.setattr("onebasis.fitting.training.train.pack", lambda batch: (seen.extend(batch), pack(batch))[1])
-    with trainable_sites(base, basis, "diag") as sites:
-        fit(base, sites, EXAMPLES, replace(QUICK, n_steps=6, batch_size=4), ignore)
+    monkeypatch.setattr("onebasis.fitting.training.answers.pack", lambda batch: (seen.extend(batch), pack(batch))[1])
+    with trainable_sites(base, basis, "diag") as trained:
+        fit(base, trained, EXAMPLES, replace(QUICK, n_steps=6, batch_size=4), ignore)
     epochs = [seen[start : start + 6] for start in (0, 6, 12, 18)]
     assert all(sorted(epoch, key=EXAMPLES.index) == EXAMPLES for epoch in epochs)
     assert epochs[0] != epochs[1], "not shuffled"
@@ -225,7 +241,7 @@ def test_the_same_seed_gives_the_same_numbers(form: str, train: Callable[..., Tr
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"form": "vector"}, "form 'vector': needs one of core, diag"),
+        ({"form": "sum"}, "form 'sum': needs one of core, diag, vector"),
         ({"form": ""}, "form ''"),
         ({"learning_rate": 0.0}, "learning rate 0.0: needs a finite number above 0"),
         ({"learning_rate": -1.0}, "learning rate -1.0"),
@@ -233,6 +249,9 @@ def test_the_same_seed_gives_the_same_numbers(form: str, train: Callable[..., Tr
         ({"learning_rate": float("inf")}, "learning rate inf"),
         ({"n_steps": 0}, "0 steps of 8 examples"),
         ({"batch_size": 0}, "200 steps of 0 examples"),
+        ({"evaluate_every": 0}, "an evaluation every 0 steps: needs at least 1"),
+        ({"evaluate_every": 5, "patience": 0}, "patience of 0 evaluations: needs at least 1"),
+        ({"patience": 2}, "patience of 2 evaluations: needs at least 1, and evaluations to count"),
     ],
 )
 def test_a_recipe_that_learns_nothing_can_not_be_written_down(changes: dict[str, object], complaint: str) -> None:
@@ -243,20 +262,21 @@ def test_a_recipe_that_learns_nothing_can_not_be_written_down(changes: dict[str,
 def test_training_that_diverges_ends_at_once(base: LoadedBase, basis: Basis) -> None:
     news: list[object] = []
     with (
-        trainable_sites(base, basis, "core") as sites,
+        trainable_sites(base, basis, "core") as trained,
         pytest.raises(SetupError, match=r"the loss of step \d+ is (nan|inf); lower the learning rate"),
     ):
-        fit(base, sites, EXAMPLES, replace(QUICK, n_steps=500, learning_rate=1e30, warmup_steps=0), news.append)
+        fit(base, trained, EXAMPLES, replace(QUICK, n_steps=500, learning_rate=1e30, warmup_steps=0), news.append)
     assert len(news) < 10
 
 
-def test_an_example_past_the_models_window_is_refused(base: LoadedBase, basis: Basis) -> None:
+def test_an_example_past_the_models_window_is_refused(base: LoadedBase, basis: Basis, tmp_path: Path) -> None:
     fits = token_example([7] * (MAX_POSITIONS - 2), [8, EOS_ID])
     too_long = token_example([7] * (MAX_POSITIONS - 1), [8, EOS_ID])
-    with trainable_sites(base, basis, "diag") as sites:
-        fit(base, sites, [fits], replace(QUICK, n_steps=1), ignore)
-        with pytest.raises(InvalidData, match=f"{MAX_POSITIONS + 1} tokens, the attention window is {MAX_POSITIONS}"):
-            fit(base, sites, [fits, too_long], QUICK, ignore)
+    with trainable_sites(base, basis, "diag") as trained:
+        check_window(base, [fits])
+        fit(base, trained, [fits], replace(QUICK, n_steps=1), ignore)
+    with pytest.raises(InvalidData, match=f"{MAX_POSITIONS + 1} tokens, the attention window is {MAX_POSITIONS}"):
+        fit_task(base, basis, [fits, too_long], [], task="t", recipe=QUICK, output=tmp_path / "t", on_step=ignore)
 
 
 # ---------------------------------------------------------------- the file
@@ -282,7 +302,7 @@ def test_the_file_says_where_it_is_from(train: Callable[..., Trained], basis: Ba
     assert provenance["scores"] == {"metric": "exact_match", "n": 2, "base": 0.0, "task": 1.0}
     assert provenance["data"].items() >= {"n_train": 4, "n_validation": 2}.items()
     assert provenance["recipe"] == QUICK.as_provenance() | {"compute_dtype": "float32"}
-    assert provenance["loss"]["first"] == pytest.approx(report.first_loss, abs=1e-4)
+    assert provenance["loss"]["first"] == pytest.approx(report.training.first_loss, abs=1e-4)
     assert provenance["tool"].startswith("onebasis ")
 
 
@@ -296,10 +316,10 @@ def test_without_validation_there_are_no_scores(base: LoadedBase, basis: Basis, 
 
 def test_stored_coefficients_come_back(base: LoadedBase, basis: Basis) -> None:
     values = np.random.default_rng(0).normal(size=N_SITES * 25).astype(np.float16)
-    with trainable_sites(base, basis, "core") as sites:
-        load_coefficients(sites, values)
-        assert np.array_equal(flat_coefficients(sites), values)
-        assert sites[1].coefficients[2, 3] == float(values[25 + 2 * 5 + 3]), "row-major, in the basis's order"
+    with trainable_sites(base, basis, "core") as trained:
+        trained.tasks[0].load(values)
+        assert np.array_equal(trained.tasks[0].stored(), values)
+        assert trained.tasks[0].parts[1][2, 3] == float(values[25 + 2 * 5 + 3]), "row-major, in the basis's order"
 
 
 def test_a_basis_for_other_weights_is_refused_before_the_work(basis: Basis, llama: TinyModel, tmp_path: Path) -> None:
@@ -318,9 +338,10 @@ def test_the_server_says_what_the_trained_model_said(
     file = train(form=form).file
     bound = bind(file, basis.spec)
     bare = logits(base)
-    with trainable_sites(base, basis, form) as sites:
-        load_coefficients(sites, file.values)
-        trained = logits(base)
+    with trainable_sites(base, basis, form) as tasks:
+        tasks.tasks[0].load(file.values)
+        with tasks.use(0):
+            trained = logits(base)
     assert (trained - bare).abs().max() > 0.1
 
     served = tiny_base(llama.folder)

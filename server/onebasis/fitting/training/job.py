@@ -1,9 +1,8 @@
-"""One task from examples to the bytes of a coefficient file, with its scores on unseen items in the provenance."""
+"""Tasks from examples to the bytes of coefficient files, with their scores on unseen items in the provenance."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -12,21 +11,13 @@ from onebasis import __version__
 from onebasis.coefficients.format import write_coefficients
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import Scorer, exact_match, score
-from onebasis.fitting.training.train import FitRecipe, StepLoss, fit, load_coefficients, trainable_sites
+from onebasis.fitting.training.answers import check_window
+from onebasis.fitting.training.loop import StepLoss
+from onebasis.fitting.training.recipe import FitRecipe
+from onebasis.fitting.training.run import FitReport, Progress, TaskData, TrainedTask, data_digest, train_tasks
+from onebasis.fitting.training.sites import trainable_sites
 from onebasis.model.factors import Basis, checked_fingerprint
 from onebasis.model.loader import LoadedBase
-
-
-@dataclass(frozen=True, slots=True)
-class FitReport:
-    """What a fit came to. Scores are exact match of greedy answers on the validation items; None without any."""
-
-    size_bytes: int
-    first_loss: float
-    final_loss: float
-    train_s: float
-    base_score: float | None
-    task_score: float | None
 
 
 def fit_task(
@@ -42,55 +33,78 @@ def fit_task(
     is_correct: Scorer = exact_match,
     metric: str = "exact_match",
 ) -> FitReport:
-    """Train on `train`, score the bare model and the task on `validation`, write the file.
+    """`fit_tasks` of one task."""
+    data = [TaskData(task, train, validation, output)]
+    return fit_tasks(base, basis, data, recipe, Progress(on_step), is_correct=is_correct, metric=metric)[0]
 
-    What is scored is what is stored: the float16 numbers of the file.
+
+def fit_tasks(
+    base: LoadedBase,
+    basis: Basis,
+    tasks: Sequence[TaskData],
+    recipe: FitRecipe,
+    progress: Progress,
+    *,
+    is_correct: Scorer = exact_match,
+    metric: str = "exact_match",
+) -> list[FitReport]:
+    """Train each task on its examples, score the bare model and the task on its validation items, write its file.
+
+    The tasks share each forward and backward pass, and nothing else: each learns as it would alone. What is scored
+    is what is stored: the float16 numbers of the file.
 
     Args:
         metric: what the provenance calls the measure that `is_correct` takes.
 
     Raises:
         InvalidBasis: the basis was made for other base weights.
-        InvalidData, SetupError: from `fit`.
-        OSError: `output` can't be written.
+        InvalidData: an example is longer than the model's attention window.
+        SetupError: the training diverged; evaluations without validation items; a checkpoint of another run.
+        OSError: a file can't be written.
     """
     checked_fingerprint(base.model, basis)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    base_score = score(base, validation, is_correct=is_correct) if validation else None
-    with trainable_sites(base, basis, recipe.form) as sites:
-        fitted = fit(base, sites, train, recipe, on_step)
-        load_coefficients(sites, fitted.values)
-        task_score = score(base, validation, is_correct=is_correct) if validation else None
-    provenance = {
+    for data in tasks:
+        check_window(base, [*data.train, *data.validation])
+        data.output.parent.mkdir(parents=True, exist_ok=True)
+    reports: list[FitReport] = []
+    with trainable_sites(base, basis, recipe.form, len(tasks)) as trained:
+        for place, result in enumerate(train_tasks(base, trained, tasks, recipe, progress, basis.spec.digest)):
+            data = tasks[place]
+            values = trained.tasks[place].stored()
+            trained.tasks[place].load(values)
+            base_score = score(base, data.validation, is_correct=is_correct) if data.validation else None
+            with trained.use(place):
+                task_score = score(base, data.validation, is_correct=is_correct) if data.validation else None
+            scores = {"metric": metric, "n": len(data.validation), "base": base_score, "task": task_score}
+            content = write_coefficients(
+                values,
+                form=recipe.form,
+                basis=basis.spec.digest,
+                base_fingerprint=basis.spec.base_fingerprint,
+                task=data.task,
+                provenance=_provenance(base, tasks, place, recipe, result) | {"scores": scores},
+            )
+            data.output.write_bytes(content)
+            reports.append(FitReport(result, len(content), len(data.validation), base_score, task_score))
+    return reports
+
+
+def _provenance(
+    base: LoadedBase, tasks: Sequence[TaskData], place: int, recipe: FitRecipe, result: TrainedTask
+) -> dict[str, Any]:
+    data = tasks[place]
+    return {
         "tool": f"onebasis {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
-        "data": {"train_sha256": _digest(train), "n_train": len(train), "n_validation": len(validation)},
+        "data": {
+            "train_sha256": data_digest(data.train),
+            "n_train": len(data.train),
+            "n_validation": len(data.validation),
+        },
         "recipe": recipe.as_provenance() | {"compute_dtype": str(base.model.dtype).removeprefix("torch.")},
-        "loss": {"first": round(fitted.first_loss, 4), "mean_of_last_10": round(fitted.final_loss, 4)},
-        "train_s": round(fitted.train_s, 1),
+        "loss": {"first": round(result.first_loss, 4), "mean_of_last_10": round(result.final_loss, 4)},
+        "steps": {"taken": result.n_steps, "kept": result.kept_step},
+        "validation_loss": [[evaluation.step, round(evaluation.loss, 4)] for evaluation in result.evaluations],
+        "train_s": round(result.train_s, 1),
+        "trained_with": [other.task for other in tasks if other is not data],
         "n_threads": torch.get_num_threads(),
-        "scores": {"metric": metric, "n": len(validation), "base": base_score, "task": task_score},
     }
-    data = write_coefficients(
-        fitted.values,
-        form=recipe.form,
-        basis=basis.spec.digest,
-        base_fingerprint=basis.spec.base_fingerprint,
-        task=task,
-        provenance=provenance,
-    )
-    output.write_bytes(data)
-    return FitReport(
-        size_bytes=len(data),
-        first_loss=fitted.first_loss,
-        final_loss=fitted.final_loss,
-        train_s=fitted.train_s,
-        base_score=base_score,
-        task_score=task_score,
-    )
-
-
-def _digest(examples: Sequence[TokenExample]) -> str:
-    state = hashlib.sha256()
-    for example in examples:
-        state.update(repr((example.prompt_ids, example.answer_ids)).encode())
-    return state.hexdigest()
