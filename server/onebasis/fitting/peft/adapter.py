@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from onebasis.coefficients.container import Header, read_header
@@ -55,7 +55,7 @@ class PeftAdapter:
 
         Raises:
             KeyError: the adapter leaves this site alone.
-            InvalidAdapter: a number that is not finite.
+            InvalidAdapter: a number that is not finite, as it is or with its scale.
         """
         sources = self._sources[site]
         with safe_open(self._folder / WEIGHTS_NAME, framework="pt") as file:
@@ -111,8 +111,10 @@ def _read_header(folder: Path, *, n_sites: int) -> Header:
             folder, f"the header has {announced} bytes; an adapter of this model's {n_sites} sites needs under {limit}"
         )
     try:
-        return read_header(path)
-    except CoefficientError as error:
+        header = read_header(path)
+        with safe_open(path, framework="pt"):  # the library compares every offset with its shape and type
+            return header
+    except (CoefficientError, SafetensorError) as error:
         raise InvalidAdapter(folder, f"{WEIGHTS_NAME}: {error}") from error
 
 
@@ -152,6 +154,8 @@ def _factors(file: safe_open, folder: Path, module: LoraModule) -> tuple[Tensor,
         b = b / (read[Part.RANKNUM] + 1e-5)
     if Part.R in read:
         b = b @ read[Part.R]
+    if not b.isfinite().all():
+        raise InvalidAdapter(folder, f"module {module.path!r}: its factors times {module.scale:g} exceed float32")
     return b, a
 
 

@@ -71,6 +71,9 @@ def _refusal(folder: Path, name: str, words: list[str]) -> InvalidAdapter:
         if word in _OTHER_PARTS:
             field, reason = _OTHER_PARTS[word]
             return UnsupportedAdapter(folder, field, f"{reason} ({name!r:.200})")
+    if words[-2:] == ["base_layer", "weight"]:
+        reason = f"embeddings were adapted, and are in the file ({name!r:.200}); adapt linear layers alone"
+        return UnsupportedAdapter(folder, "target_modules", reason)
     if words[-1] == "bias":
         return UnsupportedAdapter(folder, "bias", f"the file has a trained bias, {name!r:.200}; train with 'none'")
     if words[-1] == "weight":
