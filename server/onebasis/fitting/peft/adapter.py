@@ -1,6 +1,6 @@
 """Open a PEFT LoRA adapter: everything is checked from the header first, the numbers are read site by site."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -25,9 +25,11 @@ _PICKLE_NAME: Final = "adapter_model.bin"
 _HEADER_BYTES_PER_SITE: Final = 4096  # four tensors of long names take a quarter
 
 
-@dataclass(frozen=True)
-class PeftAdapter:
-    """An adapter whose every tensor has its place in the model. Its numbers are still in the file.
+@dataclass(frozen=True, eq=False)
+class PeftAdapter(Mapping[str, LowRankUpdate]):
+    """An adapter whose every tensor has its place in the model: updates by site, in the model's order.
+
+    Its numbers are still in the file; each look-up reads those of one site.
 
     Attributes:
         name: of its folder.
@@ -44,6 +46,25 @@ class PeftAdapter:
     def sites(self) -> tuple[str, ...]:
         """Sites that it adapts, in the model's order."""
         return tuple(self._sources)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """What its updates are multiplied with (alpha / rank), smallest first, each once."""
+        return tuple(sorted({module.scale for sources in self._sources.values() for module, _ in sources}))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks of its modules, smallest first, each once."""
+        return tuple(sorted({module.rank for sources in self._sources.values() for module, _ in sources}))
+
+    def __getitem__(self, site: str) -> LowRankUpdate:
+        return self.update(site)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
 
     @cached_property
     def digest(self) -> Digest:
