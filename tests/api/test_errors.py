@@ -83,6 +83,7 @@ CODES = {
     "invalid_model": None,
     "invalid_adapter": None,
     "unsupported_adapter": None,
+    "low_fidelity": None,
     "invalid_data": None,
     "invalid_key_file": None,
 }

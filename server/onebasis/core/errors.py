@@ -598,6 +598,18 @@ class UnsupportedAdapter(InvalidAdapter):
         self.param = field
 
 
+class LowFidelity(SetupError):
+    """Less of an adapter would be kept than was asked for. Nothing was written."""
+
+    code = "low_fidelity"
+
+    def __init__(self, adapter: str, *, what: str, kept: float, needed: float) -> None:
+        super().__init__(
+            f"adapter {adapter}: {kept:.3f} of its {what} would be kept, --min-energy is {needed:g}; distill it, fit "
+            f"its data, keep more with --residual, or take a basis that was built with it"
+        )
+
+
 class InvalidData(SetupError):
     """The training data can't be used."""
 
