@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from onebasis.core.errors import SetupError
 from onebasis.core.residual import Residual
 from onebasis.fitting.peft.export import export_peft
 from onebasis.kernels.reference import apply_cores_ref
-from onebasis.model.factors import Basis
+from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.loader import LoadedBase
 from onebasis.model.sites import site_layer
 from tests.api.tiny_model import TinyModel
@@ -104,6 +105,21 @@ def test_peft_loads_it_back_with_equal_logits(
     assert report.n_sites == sum("lora_A" in name for name, _ in loaded.named_parameters()), (
         "PEFT adapts no other layer"
     )
+
+
+@pytest.mark.parametrize(("k_in", "k_out"), [(2, 5), (5, 3)])
+def test_the_adapter_is_as_thin_as_the_smaller_side_of_its_cores(
+    base: LoadedBase, basis: Basis, tmp_path: Path, k_in: int, k_out: int
+):
+    sites = tuple(replace(site, k_in=k_in, k_out=k_out) for site in basis.spec.sites)
+    factors = {site: SiteFactors(v=both.v[:k_in], u=both.u[:k_out]) for site, both in basis.factors.items()}
+    narrow = Basis(replace(basis.spec, sites=sites), factors)
+    bound = task(narrow)
+    report = export_peft(bound, narrow, base.model, tmp_path / "out", base_model="tiny")
+    assert report.ranks == (min(k_in, k_out),)
+    update = opened(base, tmp_path / "out")[Q]
+    core = torch.from_numpy(bound.flat_cores()[: k_in * k_out]).view(k_out, k_in)
+    torch.testing.assert_close(update.b @ update.a, factors[Q].u.T @ core @ factors[Q].v)
 
 
 def test_what_is_exported_is_read_back_as_the_same_update(base: LoadedBase, basis: Basis, tmp_path: Path):
