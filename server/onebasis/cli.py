@@ -4,6 +4,7 @@ import typer
 from pydantic import ValidationError
 
 from onebasis import __version__
+from onebasis.commands.adapters import export_command, import_command
 from onebasis.commands.basis import basis_app
 from onebasis.commands.console import complain, say
 from onebasis.commands.fit import fit_command
@@ -19,6 +20,8 @@ app.command("serve")(serve_command())
 basis_app.command("mix")(basis_mix)
 app.add_typer(basis_app, name="basis")
 app.command("fit")(fit_command)
+app.command("import")(import_command)
+app.command("export")(export_command)
 app.add_typer(keys_app, name="keys")
 app.add_typer(registry_app, name="registry")
 app.add_typer(demo_app, name="demo")

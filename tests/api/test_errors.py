@@ -81,6 +81,9 @@ CODES = {
     "invalid_backup": None,
     "store_not_empty": None,
     "invalid_model": None,
+    "invalid_adapter": None,
+    "unsupported_adapter": None,
+    "low_fidelity": None,
     "invalid_data": None,
     "invalid_key_file": None,
 }

@@ -579,6 +579,37 @@ class InvalidModel(SetupError):
     code = "invalid_model"
 
 
+class InvalidAdapter(SetupError):
+    """A LoRA adapter can't be read: a file is missing, damaged, or says what can't be true."""
+
+    code = "invalid_adapter"
+
+    def __init__(self, adapter: object, reason: str) -> None:
+        super().__init__(f"adapter {adapter}: {reason}")
+
+
+class UnsupportedAdapter(InvalidAdapter):
+    """The adapter may be sound, but a field of its configuration asks for what this reader would have to leave out."""
+
+    code = "unsupported_adapter"
+
+    def __init__(self, adapter: object, field: str, reason: str) -> None:
+        super().__init__(adapter, f"{field}: {reason}")
+        self.param = field
+
+
+class LowFidelity(SetupError):
+    """Less of an adapter would be kept than was asked for. Nothing was written."""
+
+    code = "low_fidelity"
+
+    def __init__(self, adapter: str, *, what: str, kept: float, needed: float) -> None:
+        super().__init__(
+            f"adapter {adapter}: {kept:.3f} of its {what} would be kept, --min-energy is {needed:g}; distill it, fit "
+            f"its data, keep more with --residual, or take a basis that was built with it"
+        )
+
+
 class InvalidData(SetupError):
     """The training data can't be used."""
 
