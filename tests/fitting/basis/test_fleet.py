@@ -225,10 +225,13 @@ def test_an_extension_may_have_sites_that_only_one_of_the_two_has(build: Build, 
         if name.startswith("model.layers.0") and name[-6:] in ("q_proj", "v_proj")
     )
     build(adapters=[MemoryAdapter(a.name, {q: a.updates[q]}) for a in fleet], name="old")
-    spec = build(
-        FleetRecipe(FixedSize(8, 8)), [MemoryAdapter(a.name, {v: a.updates[v]}) for a in fleet], old=tmp_path / "old"
-    )
-    assert {site.name: site.k_in for site in spec.sites} == {q: 6, v: 8}
+    only_v = [MemoryAdapter(a.name, {v: a.updates[v]}) for a in fleet]
+    spec = build(FleetRecipe(FixedSize(9, 8)), only_v, old=tmp_path / "old")
+    assert {site.name: (site.k_out, site.k_in) for site in spec.sites} == {q: (9, 8), v: (9, 8)}
+    noted = spec.report["sites"]
+    assert (noted[q]["base_rows"], noted[v]["base_rows"]) == ([3, 2], [0, 0])
+    rows = factors(tmp_path / "b")[q].u
+    assert (rows @ rows.T - torch.eye(9)).abs().max() < 2**-7
 
 
 # ---------------------------------------------------------------- refusals
@@ -261,6 +264,8 @@ def test_an_extension_that_takes_rows_away_is_refused(build: Build, tmp_path: Pa
     build(name="old")
     with pytest.raises(InvalidBasis, match="k_out asks for -1 rows from the fleet beside 6 that stay"):
         build(FleetRecipe(FixedSize(5, 6)), old=tmp_path / "old")
+    with pytest.raises(InvalidBasis, match="an extension has one size at all sites"):
+        build(FleetRecipe(ByteBudget(10_000, 16)), old=tmp_path / "old")
 
 
 def test_only_a_basis_of_this_base_is_extended(build: Build, base, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from onebasis.core.errors import InvalidBasis
 from onebasis.fitting.basis.sizes import ROW_STEP, EnergyTable, by_budget, by_energy
 
 
-def table(out_fall: float, in_fall: float, *, n_out: int = 32, n_in: int = 24, least: tuple[int, int] = (0, 0)):
+def table(out_fall: float, in_fall: float, *, n_out: int = 32, n_in: int = 24):
     """A site of one update whose core falls geometrically along both sides."""
     core = torch.outer(out_fall ** torch.arange(n_out).double(), in_fall ** torch.arange(n_in).double())
-    return EnergyTable.of_cores(core.unsqueeze(0), float(core.square().sum()), least)
+    return EnergyTable.of_cores(core.unsqueeze(0), float(core.square().sum()))
 
 
 TABLES = {
@@ -33,7 +33,7 @@ def held(sizes: dict[str, tuple[int, int]], tables=TABLES) -> float:
 
 def test_table_holds_what_prefixes_of_the_cores_hold() -> None:
     cores = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = EnergyTable.of_cores(cores, 100.0, (0, 0)).held
+    found = EnergyTable.of_cores(cores, 100.0).held
     assert found.shape == (5, 6)
     assert found[0].count_nonzero() == found[:, 0].count_nonzero() == 0
     assert float(found[2, 3]) == pytest.approx(float(cores[:, :2, :3].square().sum()) / 100)
@@ -75,15 +75,6 @@ def test_the_smallest_cores_that_hold_the_share(share: float) -> None:
 
 
 def test_a_share_that_can_not_be_had_is_refused_by_site() -> None:
-    tables = {"good": table(0.5, 0.5), "bad": EnergyTable(TABLES["flat"].held * 0.5, (0, 0))}
+    tables = {"good": table(0.5, 0.5), "bad": EnergyTable(TABLES["flat"].held * 0.5)}
     with pytest.raises(InvalidBasis, match=r"bad holds 0\.500 of its energy with k_out=32 and k_in=24, 0\.6 was asked"):
         by_energy(tables, 0.6)
-
-
-def test_rows_that_are_there_stay_at_least() -> None:
-    tables = {"a": table(0.7, 0.7, least=(5, 12)), "b": table(0.97, 0.95, least=(16, 16))}
-    assert by_budget(tables, 2 * (5 * 12 + 16 * 16)) == {"a": (5, 12), "b": (16, 16)}
-    grown = by_budget(tables, 2 * (5 * 12 + 16 * 16) + 600)
-    assert grown["a"] == (5, 12)
-    assert grown["b"] > (16, 16)
-    assert by_energy(tables, 0.3)["a"] == (5, 12)

@@ -131,6 +131,8 @@ class _FleetBuilder:
         size = self._recipe.size
         if isinstance(size, FixedSize):
             return dict.fromkeys(self.sites, (size.k_out, size.k_in))
+        if self._old is not None:
+            raise InvalidBasis("an extension has one size at all sites; give it as --k, or as --k-in and --k-out")
         tables = {}
         for site in self.sites:
             tables[site] = self._survey(site, size.k_max)
@@ -138,52 +140,40 @@ class _FleetBuilder:
         return by_energy(tables, size.share) if isinstance(size, EnergyShare) else by_budget(tables, size.n_bytes)
 
     def build_site(self, site: str, size: RowSize) -> tuple[SiteFactors, SiteOutcome]:
-        """A site's factors, old rows first, and what there is to tell of them."""
-        stack, fixed = self._read(site), self._fixed(site)
-        if site in self._adapted:
-            rows, spectrum, held = self._new_rows(site, size, stack, fixed)
-        else:
-            rows, spectrum, held = fixed.prefix(0, 0), Spectrum((), ()), []
-        outcome = SiteOutcome.of(stack, fixed.then(rows), spectrum, held)
-        if self._old is None:
-            return SiteFactors(v=rows.v.to(torch.bfloat16), u=rows.u.to(torch.bfloat16)), outcome
-        return self._old.extended(site, rows), outcome
+        """A site's factors, old rows first, and what there is to tell of them.
 
-    def _new_rows(
-        self, site: str, size: RowSize, stack: SiteStack, fixed: SiteRows
-    ) -> tuple[SiteRows, Spectrum, list[float]]:
-        n_base = self._recipe.n_base_rows
-        k_out, k_in = size[0] - len(fixed.u) - n_base, size[1] - len(fixed.v) - n_base
+        An extension grows at every site alike: where no adapter is, by rows from the base weight.
+        """
+        stack, fixed = self._read(site), self._fixed(site)
+        grown = size[0] - len(fixed.u), size[1] - len(fixed.v)
+        n_base = (self._recipe.n_base_rows,) * 2 if site in self._adapted else grown
+        k_out, k_in = grown[0] - n_base[0], grown[1] - n_base[1]
         self._check_size(site, (k_out, k_in), stack, fixed)
         if site not in self._starts:
             self._starts[site] = hosvd(stack, k_out, k_in, fixed)
         start, spectrum = self._starts.pop(site)
         rows, held = refine(stack, start.prefix(k_out, k_in), fixed, self._recipe.n_sweeps)
         rows = nest(stack, rows, fixed, self._recipe.n_sweeps)
-        if n_base:
-            rows = rows.then(base_rows(self._layers[site].weight, n_base, fixed.then(rows)))
-        return rows, spectrum, held
+        if max(n_base) > 0:
+            rows = rows.then(base_rows(self._layers[site].weight, *n_base, fixed.then(rows)))
+        outcome = SiteOutcome.of(stack, fixed.then(rows), spectrum, held, n_base)
+        if self._old is None:
+            return SiteFactors(v=rows.v.to(torch.bfloat16), u=rows.u.to(torch.bfloat16)), outcome
+        return self._old.extended(site, rows), outcome
 
     def _survey(self, site: str, k_max: int) -> EnergyTable:
         """What a site would hold with so many rows, up to the most that make sense."""
         stack, fixed = self._read(site), self._fixed(site)
-        if site not in self._adapted:
-            return EnergyTable.of_cores(stack.cores(fixed.u, fixed.v), 1.0, least=(len(fixed.u), len(fixed.v)))
-        k_out, k_in = (
-            min(k_max - n_fixed, most)
-            for n_fixed, most in zip((len(fixed.u), len(fixed.v)), self._most(site, stack, fixed), strict=True)
-        )
-        if min(k_out, k_in) < ROW_STEP and not len(fixed.u):
+        k_out, k_in = (min(k_max, most) for most in self._most(site, stack, fixed))
+        if min(k_out, k_in) < ROW_STEP:
             raise InvalidBasis(f"{site}: {k_out} rows can be had, sizes are chosen from {ROW_STEP} up; give --k")
-        start = hosvd(stack, max(k_out, 0), max(k_in, 0), fixed)
-        self._starts[site] = start
-        rows = fixed.then(start[0])
-        return EnergyTable.of_cores(stack.cores(rows.u, rows.v), stack.energy(), least=(len(fixed.u), len(fixed.v)))
+        self._starts[site] = hosvd(stack, k_out, k_in, fixed)
+        start, _ = self._starts[site]
+        return EnergyTable.of_cores(stack.cores(start.u, start.v), stack.energy())
 
     def _check_size(self, site: str, new: RowSize, stack: SiteStack, fixed: SiteRows) -> None:
-        for name, k, n_fixed, most in zip(
-            ("k_out", "k_in"), new, (len(fixed.u), len(fixed.v)), self._most(site, stack, fixed), strict=True
-        ):
+        sides = (("k_out", len(fixed.u)), ("k_in", len(fixed.v)))
+        for (name, n_fixed), k, most in zip(sides, new, self._most(site, stack, fixed), strict=True):
             least = 0 if n_fixed else 1
             if not least <= k <= most:
                 kept = f" beside {n_fixed} that stay" if n_fixed else ""

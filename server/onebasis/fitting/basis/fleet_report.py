@@ -31,6 +31,7 @@ class SiteOutcome:
     share_held: of the energy of the weighted updates, the share inside of the rows. n_directions: sum of the ranks.
     spectrum: share of energy that each new row of the HOSVD holds on its own side, whatever the other side holds.
     gain: share of the energy that alternation won over the HOSVD. n_sweeps: alternations until it won nothing.
+    base_rows: rows (of U, of V) that come from the base weight.
     held, energies: by update, unweighted: the energy inside of the rows, and all of it.
     """
 
@@ -39,11 +40,14 @@ class SiteOutcome:
     spectrum: Spectrum
     gain: float
     n_sweeps: int
+    base_rows: tuple[int, int]
     held: tuple[float, ...]
     energies: tuple[float, ...]
 
     @staticmethod
-    def of(stack: SiteStack, rows: SiteRows, spectrum: Spectrum, steps: Sequence[float]) -> "SiteOutcome":
+    def of(
+        stack: SiteStack, rows: SiteRows, spectrum: Spectrum, steps: Sequence[float], base_rows: tuple[int, int]
+    ) -> "SiteOutcome":
         total = stack.energy() or 1.0
         weighted = stack.cores(rows.u, rows.v).square().sum((1, 2)).tolist()
         own = [norm**2 for norm in stack.norms]
@@ -51,8 +55,9 @@ class SiteOutcome:
             share_held=sum(weighted) / total,
             n_directions=len(stack.sigma),
             spectrum=Spectrum(*(tuple(e / total for e in side) for side in (spectrum.out_rows, spectrum.in_rows))),
-            gain=(steps[-1] - steps[0]) / total if steps else 0.0,
-            n_sweeps=max(len(steps) - 1, 0),
+            gain=(steps[-1] - steps[0]) / total,
+            n_sweeps=len(steps) - 1,
+            base_rows=base_rows,
             held=tuple(e * n / w**2 for e, n, w in zip(weighted, own, stack.weights, strict=True)),
             energies=tuple(own),
         )
@@ -108,6 +113,7 @@ def _site(outcome: SiteOutcome) -> dict[str, Any]:
         "won_by_alternation": round(outcome.gain, 4),
         "sweeps": outcome.n_sweeps,
         "directions": outcome.n_directions,
+        "base_rows": list(outcome.base_rows),
         "spectrum_out": [round(share, 4) for share in outcome.spectrum.out_rows],
         "spectrum_in": [round(share, 4) for share in outcome.spectrum.in_rows],
     }

@@ -109,7 +109,7 @@ def _rows_of(x: Tensor, k: int, fixed: Tensor) -> tuple[Tensor, tuple[float, ...
 def _seen(stack: SiteStack, near: Tensor, fixed: Tensor, rows: Tensor, far: Tensor) -> Tensor:
     """[n, d] rows of the far side, whose Gram matrix is that of all updates as seen through rows of the near side."""
     through = (near @ torch.cat([fixed, rows]).T) * stack.sigma.unsqueeze(1)
-    parts = []
+    parts = [far[:0]]  # there may be no update at all
     for seen, block in zip(torch.split(through, stack.ranks), torch.split(far, stack.ranks), strict=True):
         mixed = seen.T if seen.shape[1] < seen.shape[0] else torch.linalg.qr(seen.T).R  # as few rows as it has
         parts.append(mixed @ block)

@@ -49,26 +49,18 @@ class EnergyTable:
     """held [k_out + 1, k_in + 1]: share of a site's energy inside of the first so many rows of either side."""
 
     held: Tensor
-    least: RowSize
-    """Rows that are there anyway, which an extension keeps."""
 
     @staticmethod
-    def of_cores(cores: Tensor, total: float, least: RowSize) -> "EnergyTable":
+    def of_cores(cores: Tensor, total: float) -> "EnergyTable":
         """From [n_updates, k_out, k_in] cores of weighted updates, whose whole energy is `total`."""
         squares = cores.square().sum(0).cumsum(0).cumsum(1) / (total or 1.0)
-        return EnergyTable(torch.nn.functional.pad(squares, (1, 0, 1, 0)), least)
+        return EnergyTable(torch.nn.functional.pad(squares, (1, 0, 1, 0)))
 
     def choices(self) -> list[tuple[int, float, RowSize]]:
         """(count of numbers, share held, size) of every size to choose from; by count, then the best first."""
-        rows, columns = (
-            range(least + (-least) % ROW_STEP or ROW_STEP, n, ROW_STEP)
-            for least, n in zip(self.least, self.held.shape, strict=True)
-        )
-        sizes = {self.least} - {(0, 0)} | {(i, j) for i in rows for j in columns}
-        return sorted(
-            ((i * j, float(self.held[i, j]), (i, j)) for i, j in sizes),
-            key=lambda choice: (choice[0], -choice[1], choice[2]),
-        )
+        rows, columns = (range(ROW_STEP, n, ROW_STEP) for n in self.held.shape)
+        choices = [(i * j, float(self.held[i, j]), (i, j)) for i in rows for j in columns]
+        return sorted(choices, key=lambda choice: (choice[0], -choice[1], choice[2]))
 
 
 def by_energy(tables: Mapping[str, EnergyTable], share: float) -> dict[str, RowSize]:
