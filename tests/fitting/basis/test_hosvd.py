@@ -64,7 +64,7 @@ def test_weights_replace_the_norms(updates: list[LowRankUpdate]) -> None:
 @pytest.mark.parametrize("direct", [1024, 1])
 def test_refinement_never_loses_and_here_gains(direct: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leading, "_DIRECT", direct)
-    stack = random_stack(25, 60, 44, rank=4)
+    stack = random_stack(25, 90, 80, rank=4)
     start, _ = hosvd(stack, 8, 8, nothing(stack))
     rows, held = refine(stack, start, nothing(stack), 6)
     assert held[0] == pytest.approx(captured(stack, start))
@@ -88,8 +88,8 @@ def test_the_iterations_for_large_sites_find_what_the_gram_matrix_does(monkeypat
 def test_a_planted_subspace_is_found_exactly(direct: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leading, "_DIRECT", direct)
     generator = torch.Generator().manual_seed(0)
-    u, v = (torch.linalg.qr(torch.randn(d, k, generator=generator)).Q.T for d, k in ((D_OUT, 6), (D_IN, 4)))
-    mixes = [torch.randn(6, 4, generator=generator) for _ in range(9)]
+    u, v = (torch.linalg.qr(torch.randn(d, k, generator=generator)).Q.T for d, k in ((90, 6), (80, 4)))
+    mixes = [torch.randn(6, 4, generator=generator) for _ in range(25)]
     stack = stacked([LowRankUpdate(u.T @ mix, v) for mix in mixes])
     rows, held = refine(stack, hosvd(stack, 6, 4, nothing(stack))[0], nothing(stack), 3)
     torch.testing.assert_close(projector(rows.u).float(), projector(u), rtol=0, atol=1e-6)

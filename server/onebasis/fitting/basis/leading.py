@@ -1,9 +1,10 @@
-"""The leading right singular vectors of a tall or wide matrix, always in float64 and always the same.
+"""The leading right singular vectors of a tall or wide matrix, the same every time.
 
-Up to 1024 on its smaller side: the Gram matrix of that side, and LAPACK's eigh. Squaring loses directions below
-1e-8 of the largest singular value, 1e-16 of its energy; a basis is rounded to bfloat16 afterwards, at 4e-3.
+Up to 1024 on its smaller side: the Gram matrix of that side in float64, and LAPACK's eigh. Squaring loses directions
+below 1e-8 of the largest singular value, 1e-16 of its energy; a basis is rounded to bfloat16 afterwards, at 4e-3.
 Beyond that a full decomposition would cost more than all the rest, for a few dozen vectors of thousands: block
-Krylov iterations with Rayleigh-Ritz, which never lose energy from one round to the next, until they gain nothing.
+Krylov iterations with Rayleigh-Ritz, restarted until a round gains less than 1e-4 of the energy held. Their products
+with the matrix are in float32, as the adapters are; what keeps the rows orthonormal and orders them is in float64.
 """
 
 from typing import Final
@@ -13,8 +14,9 @@ from torch import Tensor
 
 _DIRECT: Final = 1024
 _OVERSAMPLING: Final = 8
-_MAX_ROUNDS: Final = 30
-_GAIN: Final = 1e-5  # of the energy held: a round that gains less is the last
+_DEPTH: Final = 2  # products with the Gram matrix in a round
+_MAX_ROUNDS: Final = 20
+_GAIN: Final = 1e-4  # of the energy held: a round that gains less is the last
 
 
 def leading_rows(x: Tensor, k: int, fixed: Tensor, start: Tensor | None = None) -> Tensor:
@@ -28,7 +30,8 @@ def leading_rows(x: Tensor, k: int, fixed: Tensor, start: Tensor | None = None) 
     orthonormal to all others and hold nothing.
     """
     rest = deflate(x, fixed)
-    rows = _by_gram(rest, k) if min(x.shape) <= _DIRECT else _by_rounds(rest, k, start)
+    is_small = min(x.shape) <= max(_DIRECT, 4 * (k + _OVERSAMPLING))
+    rows = _by_gram(rest, k) if is_small else _by_rounds(rest, k, start)
     return fix_signs(orthonormal(torch.cat([fixed, rows]))[len(fixed) :])
 
 
@@ -57,16 +60,23 @@ def _by_gram(x: Tensor, k: int) -> Tensor:
 
 
 def _by_rounds(x: Tensor, k: int, start: Tensor | None) -> Tensor:
+    narrow = x.float()
     width = k + _OVERSAMPLING
     noise = torch.randn(width, x.shape[1], dtype=x.dtype, generator=torch.Generator().manual_seed(0))
     rows = orthonormal(noise if start is None else torch.cat([start, noise[: width - len(start)]]))
+    seen = narrow @ rows.T.float()
     held = 0.0
     for _ in range(_MAX_ROUNDS if start is None else 1):
-        once = orthonormal((rows @ x.T) @ x)
-        space = orthonormal(torch.cat([rows, once, (once @ x.T) @ x]))
-        inside = x @ space.T
-        values, vectors = torch.linalg.eigh(inside.T @ inside)
-        rows = vectors[:, -width:].flip(1).T @ space
+        space, images = rows, [seen]
+        for _ in range(_DEPTH):
+            fresh = (images[-1].T @ narrow).double()
+            space = orthonormal(torch.cat([space, fresh]))
+            images.append(narrow @ space[-width:].T.float())
+        space[:width] = rows  # QR may have turned their signs
+        image = torch.cat(images, dim=1)
+        values, vectors = torch.linalg.eigh(image.T.double() @ image.double())
+        best = vectors[:, -width:].flip(1)
+        rows, seen = best.T @ space, image @ best.float()
         before, held = held, float(values[-k:].sum())
         if held - before < _GAIN * held:
             break
