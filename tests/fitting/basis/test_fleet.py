@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from onebasis.coefficients.basis_file import BasisSpec
+from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
 from onebasis.coefficients.container import Container, RawTensor, read_container, write_container
 from onebasis.core.errors import InvalidBasis
-from onebasis.fitting.basis.extend import open_old_basis
+from onebasis.fitting.basis.extend import check_rows, open_old_basis
 from onebasis.fitting.basis.fleet import FleetRecipe, build_fleet_basis
 from onebasis.fitting.basis.sizes import ByteBudget, EnergyShare, FixedSize
 from onebasis.fitting.low_rank import LowRankUpdate
@@ -276,3 +276,24 @@ def test_only_a_basis_of_this_base_is_extended(build: Build, base, tmp_path: Pat
         with pytest.raises(InvalidBasis, match="the basis is for base weights"):
             build(FleetRecipe(FixedSize(8, 8)), old=tmp_path / "old")
         weight[0, 0] -= 1
+
+
+def test_a_basis_with_mixing_cores_is_not_extended(build: Build, base, tmp_path: Path) -> None:
+    build(name="old")
+    found = read_container((tmp_path / "old").read_bytes())
+    mixing = RawTensor("F32", (3, 6, 6), bytes(4 * 3 * 36))
+    (tmp_path / "old").write_bytes(write_container(Container(found.metadata, {**found.tensors, f"{Q0}.G": mixing})))
+    with pytest.raises(InvalidBasis, match="it has mixing cores, which can't grow"):
+        build(FleetRecipe(FixedSize(8, 8)), old=tmp_path / "old")
+
+
+def test_rows_that_were_tampered_with_are_noticed(build: Build, base, tmp_path: Path) -> None:
+    build(name="old")
+    spec = build(FleetRecipe(FixedSize(8, 8)), random_fleet(base, 3, seed=1), old=tmp_path / "old", name="new")
+    assert len(check_rows(tmp_path / "new", spec)) == 1
+    found = read_container((tmp_path / "new").read_bytes())
+    v = found.tensors[f"{Q0}.V"]
+    turned = RawTensor(v.dtype, v.shape, bytes([v.data[0] ^ 1]) + v.data[1:])
+    (tmp_path / "new").write_bytes(write_container(Container(found.metadata, {**found.tensors, f"{Q0}.V": turned})))
+    with pytest.raises(InvalidBasis, match="its first rows are not those of sha256"):
+        check_rows(tmp_path / "new", read_basis_spec(tmp_path / "new"))

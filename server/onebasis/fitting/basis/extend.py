@@ -1,7 +1,7 @@
 """A basis to which rows are appended: its own stay the first ones, bit by bit."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from onebasis.coefficients.basis_file import BasisSpec
+from onebasis.coefficients.container import read_header
 from onebasis.coefficients.lineage import Ancestor, ancestors
-from onebasis.core.errors import InvalidBasis
+from onebasis.core.errors import CoefficientError, InvalidBasis
 from onebasis.core.ids import Digest
 from onebasis.fitting.basis.hosvd import SiteRows
 from onebasis.fitting.basis.leading import orthonormal
@@ -50,8 +51,12 @@ def open_old_basis(path: Path, base: LoadedBase) -> OldBasis:
     """Read the basis to extend.
 
     Raises:
-        InvalidBasis: it is malformed or made for other base weights.
+        InvalidBasis: it is malformed, made for other base weights, or has mixing cores.
     """
+    if any(name.endswith(".G") for name in _tensor_names(path)):
+        raise InvalidBasis(
+            f"basis {path}: it has mixing cores, which can't grow; extend the basis before they are made"
+        )
     basis = load_basis(path, dtype=torch.float32, device=torch.device("cpu"))
     checked_fingerprint(base.model, basis)
     with safe_open(path, framework="pt") as file:
@@ -60,6 +65,13 @@ def open_old_basis(path: Path, base: LoadedBase) -> OldBasis:
             for site in basis.spec.sites
         }
     return OldBasis(path, basis.spec, factors)
+
+
+def _tensor_names(path: Path) -> Collection[str]:
+    try:
+        return read_header(path).shapes.keys()
+    except CoefficientError as error:
+        raise InvalidBasis(f"basis {path}: {error}") from error
 
 
 def rows_digest(path: Path, sizes: Mapping[str, tuple[int, int]]) -> Digest:
