@@ -13,7 +13,7 @@ from onebasis.coefficients.validate import bind
 from onebasis.core.errors import InvalidBasis, WrongBasis, WrongLength
 from onebasis.core.ids import digest_of
 from onebasis.fitting.basis.readdress import readdress
-from tests.coefficients.builders import basis_spec, coefficients, edited, raw_tensor
+from tests.coefficients.builders import basis_spec, coefficients, edited, random_residual, raw_tensor
 
 OLD = basis_spec()  # (k_out, k_in) of its sites: (2, 3), (5, 4), (7, 6)
 
@@ -91,3 +91,13 @@ def test_files_of_no_ancestor_or_no_fit_are_refused() -> None:
 def test_a_record_that_makes_no_sense_is_refused(record: object, complaint: str) -> None:
     with pytest.raises(InvalidBasis, match=complaint):
         ancestors(replace(NEW, report={EXTENDS: record}))
+
+
+def test_a_residual_goes_along() -> None:
+    site = OLD.sites[1]
+    data = coefficients(OLD, residual={site.name: random_residual(site)})
+    found = parse_coefficients(readdress(data, NEW, ancestors(NEW)).data).residual
+    before = parse_coefficients(data).residual
+    assert found.keys() == before.keys() == {site.name}
+    assert np.array_equal(found[site.name].a, before[site.name].a)
+    assert np.array_equal(found[site.name].b, before[site.name].b)
