@@ -139,7 +139,7 @@ def test_basis_build_refuses_what_does_not_fit(onebasis, llama: TinyModel, tmp_p
     build = ("basis", "build", "--output", tmp_path / "b")
     refused(onebasis(*build, "--model", llama.folder, "--k", 999), "k=999: this model allows 1 to 32")
     refused(onebasis(*build, "--model", tmp_path / "nowhere"), "model .*nowhere: needs a folder with config.json")
-    misused(onebasis(*build, "--model", llama.folder, "--kind", "fleet"), "--kind")
+    misused(onebasis(*build, "--model", llama.folder, "--kind", "pca"), "--kind")
     misused(onebasis(*build, "--model", llama.folder, "--threads", 0), "--threads")
     assert not (tmp_path / "b").exists()
 

@@ -72,7 +72,7 @@ class Stepper:
     def _torch_decoder(self, base: LoadedBase, basis: Basis | None, n_blocks: int) -> StepDecoder:
         step = StepTasks(0 if self._arena is None else self._arena.base_row)
         adapt_model(base.model, basis, {} if self._arena is None else self._arena.site_cores, step)
-        cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU)
+        cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=BLOCK_SIZE, dtype=base.model.dtype, device=CPU)
         return Decoder(base, cache, step)
 
     def _native_decoder(self, base: LoadedBase, basis: Basis | None, n_blocks: int, library: Library) -> StepDecoder:

@@ -19,6 +19,7 @@ from onebasis.kernels.select import CoreProduct, add_group_update_
 from onebasis.kernels.torch_batched import TaskRun, TokenTasks
 from onebasis.model.batch import ForwardBatch, ResidualRun
 from onebasis.model.factors import Basis, SiteFactors
+from onebasis.model.pieces import pieces_of
 from onebasis.model.sites import linear_sites, site_layer
 
 _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -130,11 +131,11 @@ def adapt_model(model: PreTrainedModel, basis: Basis | None, cores: Mapping[str,
     Raises:
         InvalidBasis: the basis has a site that the model has not. The model is unchanged then.
     """
-    factors = {} if basis is None else basis.factors
-    for name in factors:
+    for name in {} if basis is None else basis.factors:
         site_layer(model, name)
+    pieces = [] if basis is None else pieces_of(basis, cores)
     for names, layers in _groups(linear_sites(model)):
-        updates = _updates(names, layers, factors, cores)
+        updates = [update for piece in pieces for update in _updates(names, layers, piece.factors, piece.cores)]
         group = LinearGroup(dict(zip(names, layers, strict=True)), updates, step)
         for index, name in enumerate(names):
             model.set_submodule(name, GroupMember(group, index))
@@ -168,7 +169,7 @@ def _groups(layers: Mapping[str, nn.Linear]) -> list[tuple[list[str], list[nn.Li
 def _updates(
     names: Sequence[str], layers: Sequence[nn.Linear], factors: Mapping[str, SiteFactors], cores: Mapping[str, Tensor]
 ) -> list[GroupUpdate]:
-    """One update for the whole group where its cores lie side by side in the arena, else one for each site."""
+    """One update for the whole group where its cores are of one size, else one for each site."""
     starts = dict(zip(names, _starts(layers), strict=True))
     width = sum(layer.out_features for layer in layers)
     present = [name for name in names if name in factors]
@@ -197,13 +198,16 @@ def _starts(layers: Sequence[nn.Linear]) -> list[int]:
 
 
 def _stacked(cores: Sequence[Tensor]) -> Tensor | None:
-    """[n_rows, n_sites, k_out, k_in] without a copy, if the sites' views are of one size and adjacent in memory."""
+    """[n_rows, n_sites, k_out, k_in] without a copy, if the sites' views are of one size and evenly spaced."""
     if not cores:
         return None
-    n_rows, k_out, k_in = cores[0].shape
+    first = cores[0]
+    spacing = cores[-1].storage_offset() - first.storage_offset()
+    spacing //= max(len(cores) - 1, 1)
     for i, core in enumerate(cores):
-        offset = cores[0].storage_offset() + i * k_out * k_in
-        if core.shape != cores[0].shape or core.storage_offset() != offset or core.stride() != cores[0].stride():
+        offset = first.storage_offset() + i * spacing
+        if core.shape != first.shape or core.storage_offset() != offset or core.stride() != first.stride():
             return None
-    stride = cores[0].stride()
-    return cores[0].as_strided((n_rows, len(cores), k_out, k_in), (stride[0], k_out * k_in, stride[1], stride[2]))
+    n_rows, k_out, k_in = first.shape
+    stride = first.stride()
+    return first.as_strided((n_rows, len(cores), k_out, k_in), (stride[0], spacing, stride[1], stride[2]))
