@@ -22,3 +22,12 @@ def refused(result: Result, complaint: str) -> None:
     lines = [line for line in result.err.splitlines() if line.strip()]
     assert len(lines) == 1, result.err
     assert re.search(complaint, lines[0]), lines[0]
+    assert lines[0].startswith("onebasis: ")
+    assert "\x1b" not in lines[0]
+
+
+def misused(result: Result, option: str) -> None:
+    """Exit code 2 and the option's name, in the usage message of the command-line library."""
+    assert result.exit_code == 2, result
+    assert "Traceback" not in result.err
+    assert f"Invalid value for '{option}'" in result.err
