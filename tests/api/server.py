@@ -60,6 +60,7 @@ class RunningServer:
             host="127.0.0.1",
             port=self.port,
             receive_timeout_s=self.config.receive_timeout_s,
+            shutdown_delay_s=0,
             drain_s=2,
             max_header_bytes=64 * 1024,
         )

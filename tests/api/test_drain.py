@@ -133,6 +133,27 @@ def test_a_second_signal_ends_at_once(start_process: StartProcess):
     assert time.monotonic() - started_s < 5
 
 
+def test_for_the_shutdown_delay_it_is_not_ready_and_serves_on(start_process: StartProcess):
+    server = start_process(**{"shutdown-delay-s": 2, "drain-s": 60})
+    url, short = server.url, {"model": BASE_NAME, "prompt": "the cat", "max_tokens": 2}
+    with httpx.Client(base_url=url, trust_env=False, timeout=30) as kept_alive:
+        assert "connection" not in kept_alive.post("/v1/completions", json=short).headers
+        server.process.send_signal(signal.SIGTERM)
+        signalled_s = time.monotonic()
+        wait_until(lambda: get(url, "/health/ready").status_code == 503, "still ready")
+        assert time.monotonic() - signalled_s < 1, "it says so at once"
+        n_served = 0
+        while (response := kept_alive.post("/v1/completions", json=short)).status_code == 200:
+            assert response.headers["connection"] == "close", "the client shall go elsewhere"
+            n_served += 1
+            time.sleep(0.05)
+            if time.monotonic() - signalled_s > 1.5:
+                break
+        assert n_served > 3
+    assert server.process.wait(timeout=10) == 0
+    assert time.monotonic() - signalled_s > 2
+
+
 def test_bytes_that_are_no_http_get_the_envelope(server):
     for garbage in (b"\x16\x03\x01\x02\x00", b"GET / HTTX/1.1", b"GET / HTTP/1.1\r\nHost x"):
         with server.raw() as connection:

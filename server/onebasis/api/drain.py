@@ -1,8 +1,9 @@
-"""The end of a server's life, seen from HTTP: nothing new comes in, what runs may finish."""
+"""The end of a server's life, seen from HTTP: it says so, then nothing new comes in, and what runs may finish."""
 
 import asyncio
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onebasis.api.errors import error_response
 from onebasis.core.errors import Draining
@@ -14,6 +15,7 @@ _READING = frozenset({"GET", "HEAD"})
 class Drain:
     """Invariant: `_n_open` requests that generate or write are under way; `_idle` is set when there are none.
 
+    `is_leaving` comes first: whoever sends traffic here should stop. With `is_draining` new work is refused.
     Event loop only.
     """
 
@@ -22,12 +24,18 @@ class Drain:
         self._n_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self.is_leaving = False
         self.is_draining = False
+
+    def announce(self) -> None:
+        """Not ready from now on; what comes is still served."""
+        self.is_leaving = True
+        self._metrics.set_draining(True)
 
     def begin(self) -> None:
         """Refuse what comes from now on."""
+        self.announce()
         self.is_draining = True
-        self._metrics.set_draining(True)
 
     async def wait_until_idle(self, timeout_s: float) -> bool:
         """Whether everything under way has ended in time."""
@@ -52,14 +60,21 @@ class Drain:
 
 
 class DrainGate:
-    """Lets requests that generate or write pass while the server does not drain. Reading is always allowed."""
+    """Lets requests that generate or write pass while the server does not drain. Reading is always allowed.
+
+    Answers of a server that is leaving close their connection: the client's next request goes to another one.
+    """
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app = app
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in _READING:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        send = _closing(send) if self._drain.is_leaving else send
+        if scope["method"] in _READING:
             await self._app(scope, receive, send)
             return
         try:
@@ -71,3 +86,14 @@ class DrainGate:
             await self._app(scope, receive, send)
         finally:
             self._drain.leave()
+
+
+def _closing(send: Send) -> Send:
+    """The same, with `Connection: close` in the answer."""
+
+    async def closing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["Connection"] = "close"
+        await send(message)
+
+    return closing

@@ -24,7 +24,8 @@ _FLUSH_S: Final = 5  # for the last bytes of what was cut
 
 
 class HttpServer(uvicorn.Server):
-    """The first SIGTERM or SIGINT drains: new work is refused, what runs may take `drain_s`, the rest is cut with an
+    """The first SIGTERM or SIGINT ends it: for `shutdown_delay_s` it is not ready but serves on, until whoever sends
+    requests has noticed; then it drains: new work is refused, what runs may take `drain_s`, the rest is cut with an
     error of its own, and `run` returns. A second signal cuts at once; then `force_exit` is set.
     """
 
@@ -37,6 +38,7 @@ class HttpServer(uvicorn.Server):
         host: str,
         port: int,
         receive_timeout_s: float,
+        shutdown_delay_s: float,
         drain_s: float,
         max_header_bytes: int,
     ) -> None:
@@ -55,9 +57,10 @@ class HttpServer(uvicorn.Server):
         )
         self._drain = drain
         self._engine = engine
+        self._shutdown_delay_s = shutdown_delay_s
         self._drain_s = drain_s
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._draining: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -71,17 +74,20 @@ class HttpServer(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._on_signal, signal.Signals(sig).name)
 
     def _on_signal(self, name: str) -> None:
-        if self._draining is None:
-            _log.info("%s: draining for at most %g s", name, self._drain_s)
-            self._drain.begin()
-            self._draining = asyncio.create_task(self._drain_and_exit())
+        if self._ending is None:
+            _log.info("%s: draining in %g s, for at most %g s", name, self._shutdown_delay_s, self._drain_s)
+            self._drain.announce()
+            self._ending = asyncio.create_task(self._drain_and_exit())
         else:
             _log.warning("%s again: ending now", name)
+            self._drain.begin()
             self._engine.end_all(Draining())
             self.config.timeout_graceful_shutdown = 1
             self.should_exit = self.force_exit = True
 
     async def _drain_and_exit(self) -> None:
+        await asyncio.sleep(self._shutdown_delay_s)
+        self._drain.begin()
         if not await self._drain.wait_until_idle(self._drain_s):
             _log.warning("not everything has ended in %g s; the rest is cut", self._drain_s)
             self._engine.end_all(Draining())

@@ -20,8 +20,8 @@ async def live(services: ServicesDep) -> dict[str, str]:
 
 @router.get("/health/ready", summary="May traffic come?", responses={503: {"model": ErrorBody}})
 async def ready(services: ServicesDep) -> dict[str, str]:
-    """200 until the server drains: model, basis and registry are loaded before the port opens."""
-    if services.drain.is_draining:
+    """200 until the server shuts down: model, basis and registry are loaded before the port opens."""
+    if services.drain.is_leaving:
         raise Draining
     if not services.engine.is_alive:
         raise EngineStopped

@@ -27,6 +27,7 @@ def serve(**settings: Any) -> None:
         server.engine,
         host=config.host,
         port=config.port,
+        shutdown_delay_s=config.shutdown_delay_s,
         drain_s=config.drain_s,
         max_header_bytes=config.max_header_bytes,
         receive_timeout_s=config.receive_timeout_s,

@@ -103,8 +103,10 @@ class ServeConfig(BaseModel):
     """The same of requests that run at once."""
     receive_timeout_s: float = Field(default=60, gt=0)
     """Within this a request's head and body must have come, or it is 408 and its connection is closed."""
+    shutdown_delay_s: float = Field(default=0, ge=0)
+    """How long after SIGTERM requests are still taken, while /health/ready is 503: time for gateways to notice."""
     drain_s: int = Field(default=30, ge=0)
-    """How long requests may go on after SIGTERM; then they end with an error."""
+    """How long requests may go on after that; then they end with an error."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
     otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://")

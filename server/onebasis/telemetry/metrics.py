@@ -126,4 +126,4 @@ class Metrics:
         self._distinct_tasks = histogram(
             "distinct_tasks_per_step", "Different tasks in one step.", buckets.DISTINCT_TASKS
         )
-        self._draining = Gauge("onebasis_draining", "1 while the server drains.", registry=families)
+        self._draining = Gauge("onebasis_draining", "1 from the signal that ends the server on.", registry=families)
