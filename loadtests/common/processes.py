@@ -1,6 +1,7 @@
-"""CPU time and memory of a server on this machine, and what everything else took meanwhile."""
+"""CPU time and memory of a server on this machine, what everything else took meanwhile, and ports for servers."""
 
 import os
+import socket
 from dataclasses import dataclass
 from time import perf_counter
 from urllib.parse import urlsplit
@@ -26,6 +27,14 @@ class CpuUse:
 
     server_cores: float | None  # None: no such process on this machine that we may look at
     other_cores: float  # neither the server nor this process
+
+
+def free_port() -> int:
+    """Of loopback, free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def server_process(url: str) -> psutil.Process | None:

@@ -1,12 +1,13 @@
 """What is measured: a base model, a basis for it, and real coefficient files. By default the demo's."""
 
 import argparse
-import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
+from loadtests.common.processes import free_port
 from onebasis.demo.demo_pack import DemoPack
 from onebasis.demo.embedded_model import ensure_model
 from onebasis.demo.server_process import ServerProcess
@@ -20,13 +21,18 @@ class Subject:
     basis: Path
     coefficients: tuple[Path, ...]
 
-    def server(self, folder: Path, *, store: str | None = None) -> ServerProcess:
-        """A server of it on a free port; its log lies in `folder`, as does its registry unless `store` is a URL."""
+    def server(self, folder: Path, *, store: str | None = None, more: Sequence[str] = ()) -> ServerProcess:
+        """A server of it on a free port; its log lies in `folder`, as does its registry unless `store` is a URL.
+
+        Args:
+            more: options of `onebasis serve`.
+        """
         options = [
             *("--model", str(self.model), "--basis", str(self.basis), "--served-model-name", "base"),
             *("--store", store or f"sqlite:///{folder / 'tasks.db'}", "--log-level", "warning"),
+            *more,
         ]
-        return ServerProcess(options, port=_free_port(), log=folder / "server.log")
+        return ServerProcess(options, port=free_port(), log=folder / "server.log")
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +53,3 @@ def subject_of(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> Su
     if any(value is None for value in given):
         parser.error("--model, --basis and --coefficients belong together: give all three or none")
     return Subject(asked.model, asked.basis, tuple(asked.coefficients))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

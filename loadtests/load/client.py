@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import MappingProxyType
 
@@ -20,6 +20,7 @@ class Request:
     body: bytes
     n_prompt_tokens: int
     n_output_tokens: int
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,12 @@ class Answer:
 
 
 def make_request(
-    model: str, prompt: list[int], n_output_tokens: int, *, extra: Mapping[str, object] = MappingProxyType({})
+    model: str,
+    prompt: list[int],
+    n_output_tokens: int,
+    *,
+    extra: Mapping[str, object] = MappingProxyType({}),
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Request:
     """A streaming greedy request for exactly n_output_tokens; `extra` fields go into its body."""
     fields = {
@@ -48,7 +54,7 @@ def make_request(
         "stream_options": {"include_usage": True},
         **extra,
     }
-    return Request(model, json.dumps(fields).encode(), len(prompt), n_output_tokens)
+    return Request(model, json.dumps(fields).encode(), len(prompt), n_output_tokens, headers)
 
 
 def open_client(url: str) -> httpx.AsyncClient:
@@ -94,7 +100,7 @@ async def complete(
 
 
 async def _read(client: httpx.AsyncClient, request: Request, stream: TokenStream) -> None:
-    async with client.stream("POST", "/v1/completions", content=request.body) as response:
+    async with client.stream("POST", "/v1/completions", content=request.body, headers=request.headers) as response:
         if response.status_code != httpx.codes.OK:
             body = await response.aread()
             raise StreamFault(f"HTTP {response.status_code}: {body[:200].decode(errors='replace')}")

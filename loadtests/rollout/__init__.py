@@ -1,0 +1,1 @@
+"""Two replicas behind a real Envoy and a picker, restarted and killed under load: does any request fail?"""
