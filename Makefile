@@ -5,14 +5,20 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEPLOY_READY := $(VENV)/.deploy-ready
+TOOLS := .tools
 
-.PHONY: demo test serve check bench scores pack format clean
+.PHONY: demo test deploy-test serve check bench scores pack format clean
 
 demo: $(READY)  ## main job: demo server on the embedded model (ONCE=1: exit after the table)
 	@PORT=$(PORT) $(BIN)/onebasis demo run $(if $(ONCE),--once)
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+deploy-test: $(DEPLOY_READY)  ## chart, overlays, image, alerts, dashboards, gateway; fetches helm, kubectl and promtool
+	$(BIN)/python deploy/tools.py $(TOOLS)
+	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(TOOLS):$$PATH" $(BIN)/python -m pytest tests/deploy $(ARGS)
 
 serve: $(READY)  ## make serve ARGS="--model DIR --basis FILE"
 	$(BIN)/onebasis serve $(ARGS)
@@ -23,6 +29,8 @@ check: $(READY)  ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/mypy --strict loadtests
 	$(BIN)/mypy --strict clients/python
+	$(BIN)/mypy --strict deploy/tools.py
+	$(BIN)/mypy --strict deploy/gateway/picker
 	$(BIN)/lint-imports
 
 bench: $(READY)  ## the README's table: bare, 1, 32 and 1000 tasks at concurrency 1, 8, 32; others: loadtests/README.md
@@ -39,11 +47,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(TOOLS) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "needs Python 3.11 or newer: make PYTHON=python3.11 ..."'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,postgres,otel]' --editable 'clients/python[cli]'
+	@touch $@
+
+$(DEPLOY_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deploy]'
 	@touch $@
