@@ -52,8 +52,12 @@ class Stack:
                 own = folder / f"replica-{number}"
                 own.mkdir()
                 servers.append(subject.server(own, store=store, more=options))
-            for started in [starting.submit(server.__enter__) for server in servers]:
-                stack.callback(started.result().stop)
+            starts = [starting.submit(server.__enter__) for server in servers]
+            for started in starts:
+                if started.exception() is None:
+                    stack.callback(started.result().stop)
+            for started in starts:
+                started.result()  # raises what kept it from starting
             gateway = Gateway(folder, [address_of(server) for server in servers])
             yield cls(servers, stack.enter_context(gateway))
 

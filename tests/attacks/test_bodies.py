@@ -63,6 +63,16 @@ def test_a_chunked_body_just_over_the_cap_is_told_so(server):
     assert (status, b'"code":"body_too_large"' in data) == (413, True)
 
 
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_who_sends_everything_before_reading_is_told_too(server, method, path):
+    """As a gateway does, which would otherwise see its connection reset and tell of that."""
+    body = b" " * (8 * CAP)
+    with server.raw() as connection:
+        connection.sendall(head(method, path, f"Content-Length: {len(body)}") + body)
+        status, data = read_answer(connection)
+    assert (status, b'"code":"body_too_large"' in data) == (413, True)
+
+
 def test_uploads_that_stall_block_nobody(server, tiny):
     """More of them than the pool has threads."""
     data = tiny.core_file(5)

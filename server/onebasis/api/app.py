@@ -25,6 +25,7 @@ from onebasis.api.deps import Services
 from onebasis.api.drain import DrainGate
 from onebasis.api.errors import install_error_handlers
 from onebasis.api.middleware import BodyLimit, HeaderLimit, Observed, Traced
+from onebasis.api.unread_body import UnreadBody
 
 _CORS_REQUEST_HEADERS: Final = (
     "Authorization",
@@ -82,4 +83,5 @@ def _wrap(app: FastAPI, services: Services) -> None:
         )
     if services.traces is not None:
         app.add_middleware(Traced, traces=services.traces)
+    app.add_middleware(UnreadBody)
     app.add_middleware(Observed, metrics=services.metrics)  # outermost: it sees every answer

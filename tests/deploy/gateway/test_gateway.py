@@ -109,6 +109,12 @@ def test_a_client_can_not_name_the_replica(stack, client):
     assert routed["named without picker"].picked == ""
 
 
+def test_what_is_too_large_is_refused_by_the_server_and_not_by_the_gateway(client):
+    for _ in range(5):
+        refused(client.put("/v1/tasks/large", content=b"x" * (32 * 2**20 + 1)), 413, "body_too_large")
+        refused(client.post("/v1/completions", json=SHORT | {"prompt": "x" * (8 * 2**20)}), 413, "body_too_large")
+
+
 def test_bodies_up_to_the_server_s_own_limits_reach_it(client):
     refused(client.put("/v1/tasks/large", content=b"x" * (32 * 2**20)), 400, "not_safetensors")
     refused(
