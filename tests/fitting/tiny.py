@@ -8,8 +8,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.fitting.data import TokenExample
+from onebasis.fitting.low_rank import LowRankUpdate
 from onebasis.model.factors import Basis, load_basis
 from onebasis.model.loader import LoadedBase, load_base
+from onebasis.model.sites import linear_sites
 from tests.api.tiny_model import EOS_ID, N_VOCAB, TinyModel
 
 CPU = torch.device("cpu")
@@ -60,3 +62,15 @@ def tiny_basis(
 
 def token_example(prompt_ids: Sequence[int], answer_ids: Sequence[int], answer: str = "") -> TokenExample:
     return TokenExample(tuple(prompt_ids), tuple(answer_ids), answer)
+
+
+def random_updates(base: LoadedBase, *, rank: int = 2, scale: float = 0.1, seed: int = 0) -> dict[str, LowRankUpdate]:
+    """An adapter of every site, strong enough to change the greedy answer."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: LowRankUpdate(
+            b=scale * torch.randn(layer.out_features, rank, generator=generator),
+            a=torch.randn(rank, layer.in_features, generator=generator),
+        )
+        for name, layer in linear_sites(base.model).items()
+    }
