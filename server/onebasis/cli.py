@@ -1,4 +1,4 @@
-"""The `onebasis` command: serve, build a basis, fit a task, run the demo."""
+"""The `onebasis` command: serve, build a basis, fit or distill a task, run the demo."""
 
 import typer
 from pydantic import ValidationError
@@ -7,6 +7,7 @@ from onebasis import __version__
 from onebasis.commands.adapters import export_command, import_command
 from onebasis.commands.basis import basis_app
 from onebasis.commands.console import complain, say
+from onebasis.commands.distill import distill_command
 from onebasis.commands.fit import fit_command
 from onebasis.commands.mixing import basis_mix
 from onebasis.commands.registry import registry_app
@@ -22,6 +23,7 @@ app.add_typer(basis_app, name="basis")
 app.command("fit")(fit_command)
 app.command("import")(import_command)
 app.command("export")(export_command)
+app.command("distill")(distill_command)
 app.add_typer(keys_app, name="keys")
 app.add_typer(registry_app, name="registry")
 app.add_typer(demo_app, name="demo")

@@ -1,13 +1,17 @@
 """An update that is applied beside a layer is the one of the merged weight, and goes away without a trace."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import Qwen2Config
 
+from onebasis.coefficients.format import write_coefficients
 from onebasis.core.errors import InvalidBasis, SetupError
-from onebasis.fitting.applied import applied_updates
+from onebasis.fitting.applied import applied_updates, core_updates, file_cores
 from onebasis.fitting.low_rank import LowRankUpdate
+from onebasis.model.adapted import merged_weight
+from onebasis.model.factors import Basis
 from onebasis.model.loader import LoadedBase
 from onebasis.model.sites import linear_sites
 from tests.api.tiny_model import TinyModel
@@ -76,3 +80,28 @@ def test_updates_that_do_not_fit_leave_the_model_unchanged(base: LoadedBase) -> 
     with pytest.raises(InvalidBasis, match=r"model\.layers\.7"):
         applied_updates(base, updates | {"model.layers.7.mlp.up_proj": turned}).__enter__()
     assert torch.equal(logits(base), bare)
+
+
+def test_cores_as_updates_are_what_they_merge_to(base: LoadedBase, basis: Basis) -> None:
+    torch.manual_seed(0)
+    name, other = list(basis.factors)[:2]
+    core = torch.randn(5, 5)
+    updates = core_updates(basis, {name: core})
+    assert list(updates) == [name] and other not in updates
+    weight = linear_sites(base.model)[name].weight
+    merged = weight + updates[name].b @ updates[name].a
+    torch.testing.assert_close(merged, merged_weight(weight, basis.factors[name], core))
+
+
+@pytest.mark.parametrize("form", ["core", "diag"])
+def test_a_files_cores_are_found_by_site(form: str, basis: Basis) -> None:
+    sites = basis.spec.sites
+    count = 25 if form == "core" else 5
+    values = np.arange(len(sites) * count, dtype=np.float32)
+    spec = basis.spec
+    data = write_coefficients(values, form=form, basis=spec.digest, base_fingerprint=spec.base_fingerprint)
+    cores = file_cores(data, basis)
+    assert list(cores) == [site.name for site in sites]
+    for place, site in enumerate(sites):
+        numbers = torch.arange(place * count, (place + 1) * count, dtype=torch.float32)
+        assert torch.equal(cores[site.name], numbers.view(5, 5) if form == "core" else numbers.diag())

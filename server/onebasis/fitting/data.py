@@ -63,6 +63,23 @@ def read_jsonl(path: Path) -> list[Example]:
     """
     adapter: TypeAdapter[Example] = TypeAdapter(Example)
     examples: list[Example] = []
+    for number, example in read_lines(path, adapter, needs="{prompt, completion} or {messages}"):
+        if isinstance(example, ChatExample) and example.messages[-1].role != "assistant":
+            raise InvalidData(f"data {path}, line {number}: the last message must be the assistant's")
+        examples.append(example)
+    return examples
+
+
+def read_lines(path: Path, adapter: TypeAdapter[Item], *, needs: str) -> list[tuple[int, Item]]:
+    """Read one object a line, with the lines' numbers from 1; blank lines are left out.
+
+    Args:
+        needs: what a line must be, for the message.
+
+    Raises:
+        InvalidData: unreadable, empty, or a line that the adapter refuses, with its number.
+    """
+    items: list[tuple[int, Item]] = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -71,17 +88,12 @@ def read_jsonl(path: Path) -> list[Example]:
         if not line.strip():
             continue
         try:
-            example = adapter.validate_json(line)
+            items.append((number, adapter.validate_json(line)))
         except ValidationError as error:
-            raise InvalidData(
-                f"data {path}, line {number}: needs {{prompt, completion}} or {{messages}}; {error.errors()[0]['msg']}"
-            ) from error
-        if isinstance(example, ChatExample) and example.messages[-1].role != "assistant":
-            raise InvalidData(f"data {path}, line {number}: the last message must be the assistant's")
-        examples.append(example)
-    if not examples:
+            raise InvalidData(f"data {path}, line {number}: needs {needs}; {error.errors()[0]['msg']}") from error
+    if not items:
         raise InvalidData(f"data {path}: no examples; give at least one JSON line")
-    return examples
+    return items
 
 
 def write_jsonl(path: Path, examples: Iterable[Example]) -> None:
@@ -126,18 +138,25 @@ def split(examples: Sequence[Item], *, n_validation: int, seed: int) -> tuple[li
     return shuffled[n_validation:], shuffled[:n_validation]
 
 
+def chat_prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The chat as the model's template writes it, up to where the assistant answers.
+
+    Raises:
+        InvalidData: the tokenizer has no chat template.
+        TemplateError: the template refuses the chat.
+    """
+    if tokenizer.chat_template is None:
+        raise InvalidData("the tokenizer has no chat template; give plain text in {prompt} instead")
+    chat = [message.model_dump() for message in messages]
+    return tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+
+
 def _tokenize_one(example: Example, tokenizer: PreTrainedTokenizerBase) -> TokenExample:
     if isinstance(example, CompletionExample):
-        prompt_ids = tokenizer(example.prompt)["input_ids"]
+        prompt_ids = tuple(tokenizer(example.prompt)["input_ids"])
         answer = example.completion
     else:
-        if tokenizer.chat_template is None:
-            raise InvalidData("the tokenizer has no chat template; give {prompt, completion} lines instead")
-        prompt_ids = tokenizer.apply_chat_template(
-            [message.model_dump() for message in example.messages[:-1]],
-            add_generation_prompt=True,
-            return_dict=False,
-        )
+        prompt_ids = chat_prompt_ids(example.messages[:-1], tokenizer)
         answer = example.messages[-1].content
     answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return TokenExample(tuple(prompt_ids), (*answer_ids, tokenizer.eos_token_id), answer)
+    return TokenExample(prompt_ids, (*answer_ids, tokenizer.eos_token_id), answer)

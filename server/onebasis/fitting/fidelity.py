@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from onebasis.fitting.applied import applied_updates
 from onebasis.fitting.data import TokenExample
-from onebasis.fitting.forward import answer_logits
 from onebasis.fitting.low_rank import LowRankUpdate
-from onebasis.fitting.packing import pack
+from onebasis.fitting.packed_attention import packed_logits
+from onebasis.fitting.packing import PackedBatch, pack
 from onebasis.model.loader import LoadedBase
 
 Updates = Mapping[str, LowRankUpdate]
@@ -48,11 +49,16 @@ def measure_fidelity(
         examples = answered[start : start + batch_size]
         batch = pack(examples)
         with applied_updates(base, original):
-            wanted = F.log_softmax(answer_logits(base, batch), dim=-1)
+            wanted = _log_probs(base, batch)
         with applied_updates(base, candidate):
-            found = F.log_softmax(answer_logits(base, batch), dim=-1)
+            found = _log_probs(base, batch)
         kl_sum += float(F.kl_div(found, wanted, reduction="sum", log_target=True))
         n_tokens += len(batch.answer_ids)
         is_same = found.argmax(dim=-1) == batch.answer_ids
         n_same += sum(bool(part.all()) for part in torch.split(is_same, [len(e.answer_ids) for e in examples]))
     return Fidelity(kl=kl_sum / n_tokens, agreement=n_same / len(answered), n_prompts=len(answered))
+
+
+def _log_probs(base: LoadedBase, batch: PackedBatch) -> Tensor:
+    """[n_answer_tokens, n_vocab] float32."""
+    return F.log_softmax(packed_logits(base, [batch])[0].float(), dim=-1)

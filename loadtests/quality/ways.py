@@ -1,0 +1,110 @@
+"""The ways to answer a task that need no training, each as updates beside the base's layers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from loadtests.quality.material import Fleet
+from onebasis.fitting.applied import core_updates
+from onebasis.fitting.fidelity import Updates
+from onebasis.fitting.low_rank import LowRankUpdate, compact_svd
+from onebasis.fitting.projection import best_of_rank, project, remainder
+from onebasis.model.factors import Basis
+
+BYTES_PER_NUMBER = 2  # what every way is stored in: float16 or bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """Updates, and what they take beside what all tasks share.
+
+    size_bytes: of the task's own numbers, 2 bytes each, without the file's header.
+    energy_kept: share of the adapter's squared Frobenius norm that the basis holds; None for other ways.
+    """
+
+    updates: Updates
+    size_bytes: int
+    energy_kept: float | None = None
+
+
+def mean_of_fleet(fleet: Fleet) -> Updates:
+    """The mean of the adapters that a fleet basis may have seen."""
+    adapters = fleet.in_basis
+    sites = dict.fromkeys(site for adapter in adapters for site in adapter.sites)
+    share = 1 / len(adapters)
+    return {
+        site: added([scaled(adapter.update(site), share) for adapter in adapters if site in adapter.sites])
+        for site in sites
+    }
+
+
+def imported(updates: Updates, basis: Basis, residual: int | None) -> Answerer:
+    """The projection on the basis and, of what is left, the best update of rank `residual`."""
+    projection = project(updates, basis)
+    inside = core_updates(basis, projection.cores)
+    size = BYTES_PER_NUMBER * sum(core.numel() for core in projection.cores.values())
+    if residual is None:
+        return Answerer(inside, size, projection.energy_kept_total)
+    left = {
+        site: best_of_rank(remainder(updates[site], core, basis.factors[site]), residual)
+        for site, core in projection.cores.items()
+    }
+    both = {site: added([inside[site], left[site]]) for site in left}
+    return Answerer(both, size + adapter_bytes(left), projection.energy_kept_total)
+
+
+def mean_and_import(updates: Updates, mean: Updates, basis: Basis) -> Answerer:
+    """The mean of the fleet, and the projection of what the adapter adds to it."""
+    difference = {site: added([update, scaled(mean[site], -1)]) for site, update in updates.items()}
+    projection = project(difference, basis)
+    inside = core_updates(basis, projection.cores)
+    size = BYTES_PER_NUMBER * sum(core.numel() for core in projection.cores.values())
+    return Answerer({site: added([mean[site], inside[site]]) for site in updates}, size)
+
+
+def null_of(updates: Updates, seed: int) -> Updates:
+    """The adapter's singular values between directions drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    return {site: _random_directions(update, generator) for site, update in updates.items()}
+
+
+def largest_triplets(updates: Updates, size_bytes: int) -> Answerer:
+    """The adapter's own singular triplets, of all sites, by energy per byte, as many as fit."""
+    triplets = []
+    for site, update in updates.items():
+        left, sigma, right = compact_svd(update)
+        n_bytes = BYTES_PER_NUMBER * (left.shape[0] + right.shape[1])
+        triplets += [(float(s) ** 2 / n_bytes, n_bytes, site, i) for i, s in enumerate(sigma)]
+    kept: dict[str, int] = {}
+    used = 0
+    for _, n_bytes, site, _ in sorted(triplets, reverse=True):
+        if used + n_bytes <= size_bytes:
+            kept[site] = kept.get(site, 0) + 1
+            used += n_bytes
+    return Answerer({site: best_of_rank(updates[site], rank) for site, rank in kept.items()}, used)
+
+
+def added(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
+    """The sum, of the summed rank."""
+    return LowRankUpdate(b=torch.cat([u.b for u in updates], dim=1), a=torch.cat([u.a for u in updates]))
+
+
+def scaled(update: LowRankUpdate, factor: float) -> LowRankUpdate:
+    return LowRankUpdate(b=factor * update.b, a=update.a)
+
+
+def adapter_bytes(updates: Mapping[str, LowRankUpdate]) -> int:
+    return BYTES_PER_NUMBER * sum(update.b.numel() + update.a.numel() for update in updates.values())
+
+
+def core_bytes(updates: Updates, k: int) -> int:
+    """Of a core of this k at every site of an adapter."""
+    return BYTES_PER_NUMBER * k * k * len(updates)
+
+
+def _random_directions(update: LowRankUpdate, generator: torch.Generator) -> LowRankUpdate:
+    _, sigma, _ = compact_svd(update)
+    left = torch.linalg.qr(torch.randn(update.b.shape[0], len(sigma), generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(update.a.shape[1], len(sigma), generator=generator)).Q
+    return LowRankUpdate(b=left * sigma.float(), a=right.T)

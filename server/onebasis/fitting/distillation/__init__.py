@@ -1,0 +1,1 @@
+"""Training cores to answer as an existing adapter does."""
