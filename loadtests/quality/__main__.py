@@ -21,6 +21,7 @@ from loadtests.load.session import guarded
 from loadtests.quality.cells import Cell, closed_form_cells, trained_cells
 from loadtests.quality.material import Bases, Fleet
 from loadtests.quality.results import read_rows
+from loadtests.quality.summary import markdown, picture
 from loadtests.quality.sweep import Sweep
 from onebasis.fitting.training.loop import StepLoss
 from onebasis.model.loader import load_base
@@ -32,13 +33,30 @@ _NEWS_EVERY = 30
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 all well, 1 what stopped the sweep, 2 a wrong command line."""
-    return guarded("loadtests.quality", _measure, arguments)
+    commands = {"table": _table, "picture": _picture}
+    return guarded("loadtests.quality", commands.get("".join(arguments[:1]), _measure), arguments)
+
+
+def _table(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.quality table")
+    parser.add_argument("results", type=Path)
+    asked = parser.parse_args(arguments[1:])
+    Console(soft_wrap=True, highlight=False, markup=False).print(markdown(read_rows(asked.results)), end="")
+    return 0
+
+
+def _picture(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.quality picture")
+    parser.add_argument("results", type=Path)
+    parser.add_argument("svg", type=Path)
+    asked = parser.parse_args(arguments[1:])
+    asked.svg.write_text(picture(read_rows(asked.results)), encoding="utf-8")
+    return 0
 
 
 def _measure(arguments: Sequence[str]) -> int:
     asked = _parse(arguments)
     torch.set_num_threads(asked.threads)
-    os.nice(19)
     base = load_base(asked.model, dtype=torch.bfloat16, device=torch.device("cpu"))
     fleet = Fleet(base, asked.fleet, asked.tasks_data, held_out=asked.held_out)
     sweep = Sweep(fleet, Bases(asked.bases, base.model.dtype, asked.held_out), _plan(asked), asked.output)
@@ -46,6 +64,7 @@ def _measure(arguments: Sequence[str]) -> int:
     if asked.plan:
         print_plan(out, sweep)
         return 0
+    os.nice(19)
     sweep.run(
         on_cell=lambda cell: out.print(f"{cell}"),
         on_row=lambda row: out.print(f"  exact {row['exact_match']:.2f}, KL {row['kl']:.3f}, {row['wall_s']:.0f} s"),

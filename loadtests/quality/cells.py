@@ -1,5 +1,6 @@
 """What the sweep measures, cell by cell, in order of importance."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -47,7 +48,8 @@ class Cell:
 
     def as_json(self) -> dict[str, Any]:
         """The fields that mean something; two cells are the same if this is."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        fields = asdict(self) | {"way": str(self.way)}
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     def is_trained(self) -> bool:
@@ -99,8 +101,8 @@ def learning_rate(form: str, k: int) -> float:
 
 def waiting(cells: Iterable[Cell], done: Iterable[dict[str, Any]]) -> list[Cell]:
     """The cells that have no result yet, in their order."""
-    found = {str(sorted(cell.items())) for cell in done}
-    return [cell for cell in cells if str(sorted(cell.as_json().items())) not in found]
+    found = {json.dumps(cell, sort_keys=True) for cell in done}
+    return [cell for cell in cells if json.dumps(cell.as_json(), sort_keys=True) not in found]
 
 
 def _fit(basis: str, k: int, form: str) -> dict[str, Any]:
