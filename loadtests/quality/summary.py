@@ -20,6 +20,7 @@ _LABELS: Final = {
     "mean+import": "mean + import",
     "distill": "distill",
     "fit": "fit",
+    "lora": "LoRA r=8, trained",
 }
 _PICTURE_WAYS: Final = (
     "fit fleet core",

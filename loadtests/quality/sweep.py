@@ -15,7 +15,7 @@ from loadtests.quality.cells import Cell, Way, waiting
 from loadtests.quality.material import Bases, Fleet, tasks_in
 from loadtests.quality.results import append_row, read_rows
 from loadtests.quality.scoring import Judge
-from loadtests.quality.training import OnStep, Trained, distilled, fitted
+from loadtests.quality.training import OnStep, Trained, distilled, fitted, lora_fitted
 from loadtests.quality.ways import Answerer
 from onebasis import __version__
 from onebasis.fitting.fidelity import Updates
@@ -83,6 +83,8 @@ class Sweep:
         return ways.imported(original, basis, cell.residual)
 
     def _trained(self, cell: Cell, basis: Basis | None, on_step: OnStep) -> Trained:
+        if cell.way is Way.LORA:
+            return lora_fitted(self.fleet, cell, on_step)
         if basis is None:
             raise LoadTestError(f"{cell}: needs a basis")
         folder = self.output.with_suffix(".files")
@@ -93,7 +95,7 @@ class Sweep:
 
     def _adapter_seed(self, cell: Cell) -> int:
         """Which of the task's adapters the cell is about or beside: a fit is judged beside the first."""
-        return 0 if cell.way is Way.FIT else cell.seed
+        return 0 if cell.way in (Way.FIT, Way.LORA) else cell.seed
 
     @cached_property
     def _mean(self) -> Updates:

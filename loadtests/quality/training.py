@@ -11,9 +11,12 @@ from loadtests.quality.ways import BYTES_PER_NUMBER, Answerer
 from onebasis.coefficients.format import parse_coefficients
 from onebasis.fitting.applied import core_updates, file_cores
 from onebasis.fitting.distillation.job import Progress, PromptSet, distill_adapter
+from onebasis.fitting.fidelity import Updates
 from onebasis.fitting.training.job import fit_task
 from onebasis.fitting.training.loop import StepLoss
+from onebasis.fitting.training.lora_baseline import LoraShape, fit_loras
 from onebasis.fitting.training.recipe import FitRecipe
+from onebasis.fitting.training.run import TaskData
 from onebasis.model.factors import Basis
 
 MAX_ANSWER_TOKENS: Final = 48
@@ -62,11 +65,24 @@ def distilled(fleet: Fleet, basis: Basis, cell: Cell, output: Path, on_step: OnS
     return _of_file(output, basis)
 
 
+def lora_fitted(fleet: Fleet, cell: Cell, on_step: OnStep) -> Trained:
+    """Train a LoRA on the task's items; it is not kept."""
+    found: dict[str, Updates] = {}
+    data = TaskData(cell.task, fleet.train(cell.task), [], Path(cell.task))
+    reports = fit_loras(
+        fleet.base, [data], recipe_of(cell), LoraShape(), on_step, base_scores=[None], save=found.__setitem__
+    )
+    result = reports[0].training
+    loss = {"first": round(result.first_loss, 4), "mean_of_last_10": round(result.final_loss, 4)}
+    facts = {"loss": loss, "train_s": round(result.train_s, 1)}
+    return Trained(Answerer(found[cell.task], reports[0].size_bytes), facts)
+
+
 def recipe_of(cell: Cell) -> FitRecipe:
     """Raises ValueError for a cell that trains nothing."""
-    if cell.form is None or cell.steps is None or cell.learning_rate is None:
-        raise ValueError(f"{cell}: needs form, steps and learning_rate")
-    return FitRecipe(form=cell.form, n_steps=cell.steps, learning_rate=cell.learning_rate, seed=cell.seed)
+    if cell.steps is None or cell.learning_rate is None:
+        raise ValueError(f"{cell}: needs steps and learning_rate")
+    return FitRecipe(form=cell.form or "core", n_steps=cell.steps, learning_rate=cell.learning_rate, seed=cell.seed)
 
 
 def _of_file(path: Path, basis: Basis) -> Trained:

@@ -178,6 +178,13 @@ def test_training_goes_on_from_a_file_that_was_not_scored_yet(way: Way, lab: Lab
     assert (again["kl"], again["answer_loss"]) == (first["kl"], first["answer_loss"])
 
 
+def test_a_lora_is_trained_on_the_same_items(lab: Lab, tmp_path: Path) -> None:
+    plan = [cell(Way.BARE), cell(Way.LORA, steps=20, learning_rate=0.02)]
+    bare, lora = lab.run(plan, tmp_path / "r.jsonl")
+    assert lora["answer_loss"] < 0.7 * bare["answer_loss"], "training and unseen items are the same here"
+    assert lora["size_bytes"] == 2 * lab.run([cell(Way.ORIGINAL)], tmp_path / "o.jsonl")[0]["size_bytes"]
+
+
 # ---------------------------------------------------------------- ways
 
 
