@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from onebasis.core.ids import Digest, digest_of
 from onebasis.fitting.basis.fleet import FleetRecipe, build_fleet_basis
 from onebasis.fitting.basis.sizes import FixedSize
 from onebasis.fitting.low_rank import LowRankUpdate
-from onebasis.model.factors import load_basis
+from onebasis.model.factors import SiteFactors, load_basis
 from onebasis.model.loader import LoadedBase
 
 HIDDEN, KV, INTERMEDIATE = 4096, 1024, 14336
@@ -174,7 +174,7 @@ def _norm(b: Tensor, a: Tensor) -> Tensor:
     return ((b.T @ b) * (a @ a.T)).sum().sqrt()
 
 
-def _factors(path: Path):
+def _factors(path: Path) -> Mapping[str, SiteFactors]:
     return load_basis(path, dtype=torch.float32, device=torch.device("cpu")).factors
 
 
