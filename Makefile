@@ -58,7 +58,7 @@ $(READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "needs Python 3.11 or newer: make PYTHON=python3.11 ..."'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,postgres,otel]' --editable 'clients/python[cli]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,postgres,otel,report]' --editable 'clients/python[cli]'
 	@touch $@
 
 $(DEPLOY_READY): $(READY)

@@ -10,7 +10,10 @@ from onebasis.commands.console import complain, say
 from onebasis.commands.distill import distill_command
 from onebasis.commands.fit import fit_command
 from onebasis.commands.mixing import basis_mix
+from onebasis.commands.inspect import inspect_command
+from onebasis.commands.merge import merge_command
 from onebasis.commands.registry import registry_app
+from onebasis.commands.report import report_command
 from onebasis.commands.serve import serve_command
 from onebasis.core.errors import ServeError
 from onebasis.demo.commands import demo_app
@@ -24,6 +27,9 @@ app.command("fit")(fit_command)
 app.command("import")(import_command)
 app.command("export")(export_command)
 app.command("distill")(distill_command)
+app.command("merge")(merge_command)
+app.command("inspect")(inspect_command)
+app.command("report")(report_command)
 app.add_typer(keys_app, name="keys")
 app.add_typer(registry_app, name="registry")
 app.add_typer(demo_app, name="demo")

@@ -8,7 +8,8 @@ The file is an SQLite database with the registry's own tables, so a server could
 import shutil
 import sqlite3
 import uuid
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,18 +74,29 @@ def restore(path: Path, database: Database, *, replace: bool = False) -> Copied:
         InvalidBackup: the file is no backup; nothing has changed.
         StoreUnavailable.
     """
+    with reading_backup(path) as backup, database.writing() as connection:
+        n_versions, n_keys = _n_rows(connection, VERSIONS), _n_rows(connection, KEYS)
+        if (n_versions or n_keys) and not replace:
+            raise StoreNotEmpty(n_versions, n_keys)
+        copied = _copy(backup, connection)
+        connection.execute(HISTORY.update().values(epoch=uuid.uuid4().hex))
+    return copied
+
+
+@contextmanager
+def reading_backup(path: Path) -> Iterator[Connection]:
+    """A backup's rows in the tables of today; the file itself stays as it is.
+
+    Raises:
+        InvalidBackup: the file is no backup.
+    """
     if not path.is_file():
         raise InvalidBackup(str(path), "there is no such file")
     with TemporaryDirectory() as folder:
         copy = Path(shutil.copyfile(path, Path(folder) / "backup.db"))  # its schema may have to be migrated
         source = _open(copy, shown=path)
-        with closing(source), source.reading() as backup, database.writing() as connection:
-            n_versions, n_keys = _n_rows(connection, VERSIONS), _n_rows(connection, KEYS)
-            if (n_versions or n_keys) and not replace:
-                raise StoreNotEmpty(n_versions, n_keys)
-            copied = _copy(backup, connection)
-            connection.execute(HISTORY.update().values(epoch=uuid.uuid4().hex))
-    return copied
+        with closing(source), source.reading() as connection:
+            yield connection
 
 
 def _open(path: Path, *, shown: Path) -> Database:

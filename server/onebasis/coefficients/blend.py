@@ -14,6 +14,7 @@ from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.format import write_coefficients
 from onebasis.coefficients.registry import TaskRegistry
 from onebasis.coefficients.residual_sum import sum_residuals
+from onebasis.coefficients.weighted_sum import weighted_sum
 from onebasis.core.errors import InvalidParameter, ModelNotFound, TaskUnusable
 from onebasis.core.ids import Digest
 from onebasis.core.request import BlendPart, ResolvedTask, StoredNumbers, TaskCoefficients
@@ -131,12 +132,8 @@ def blend_file(blend: ResolvedTask, basis: BasisSpec, name: str) -> bytes:
 
 
 def _weighted_sum(summands: Sequence[tuple[TaskCoefficients, float]]) -> NDArray[np.float32]:
-    """[n_core_numbers], summed in float64."""
-    total = np.zeros_like(summands[0][0].flat_cores(), dtype=np.float64)
-    for coefficients, weight in summands:
-        total += weight * coefficients.flat_cores().astype(np.float64)
-    with np.errstate(over="ignore"):
-        cores = total.astype(np.float32)
+    """[n_core_numbers] float32."""
+    cores = weighted_sum([coefficients.flat_cores() for coefficients, _ in summands], [w for _, w in summands])
     if not np.isfinite(cores).all():
         raise InvalidParameter("blend", "the weighted sum is too large for float32; lower the weights")
     return cores

@@ -614,3 +614,24 @@ class InvalidData(SetupError):
     """The training data can't be used."""
 
     code = "invalid_data"
+
+
+class InvalidFile(SetupError):
+    """A file given to a command can't be used, for the reason that a server would give."""
+
+    code = "invalid_file"
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+
+
+class InvalidMerge(SetupError):
+    """These tasks can't be merged in this way."""
+
+    code = "invalid_merge"
+
+
+class InvalidReport(SetupError):
+    """A report can't be made of these adapters, tasks and data."""
+
+    code = "invalid_report"
