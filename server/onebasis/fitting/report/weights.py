@@ -67,7 +67,7 @@ def measure_weights(
     return WeightReport(
         prefixes=plan.prefixes,
         spectrum_rows=plan.spectrum_rows,
-        refit=f"HOSVD and at most {n_sweeps} alternations",
+        refit=f"HOSVD and at most {n_sweeps} alternations" if n_sweeps else "HOSVD alone",
         adapters=tuple(_adapter(adapter, places[adapter.name], known) for adapter in adapters),
         sites=tuple(sites),
         null=_null_rows(plan, measures, known),
