@@ -9,7 +9,7 @@ from loadtests.quality.cells import Cell
 from loadtests.quality.material import Fleet
 from loadtests.quality.ways import BYTES_PER_NUMBER, Answerer
 from onebasis.coefficients.format import parse_coefficients
-from onebasis.fitting.applied import core_updates, file_cores
+from onebasis.fitting.core_updates import core_updates, file_cores
 from onebasis.fitting.distillation.job import Progress, PromptSet, distill_adapter
 from onebasis.fitting.fidelity import Updates
 from onebasis.fitting.training.job import fit_task

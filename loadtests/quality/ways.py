@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from loadtests.quality.material import Fleet
-from onebasis.fitting.applied import core_updates
+from onebasis.fitting.core_updates import core_updates
 from onebasis.fitting.fidelity import Updates
 from onebasis.fitting.low_rank import LowRankUpdate, compact_svd
 from onebasis.fitting.projection import best_of_rank, project, remainder

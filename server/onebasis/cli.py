@@ -9,9 +9,9 @@ from onebasis.commands.basis import basis_app
 from onebasis.commands.console import complain, say
 from onebasis.commands.distill import distill_command
 from onebasis.commands.fit import fit_command
-from onebasis.commands.mixing import basis_mix
 from onebasis.commands.inspect import inspect_command
 from onebasis.commands.merge import merge_command
+from onebasis.commands.mixing import basis_mix
 from onebasis.commands.registry import registry_app
 from onebasis.commands.report import report_command
 from onebasis.commands.serve import serve_command

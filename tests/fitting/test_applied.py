@@ -8,7 +8,8 @@ from transformers import Qwen2Config
 
 from onebasis.coefficients.format import write_coefficients
 from onebasis.core.errors import InvalidBasis, SetupError
-from onebasis.fitting.applied import applied_updates, core_updates, file_cores
+from onebasis.fitting.applied import applied_updates
+from onebasis.fitting.core_updates import core_updates, file_cores
 from onebasis.fitting.low_rank import LowRankUpdate
 from onebasis.model.adapted import merged_weight
 from onebasis.model.factors import Basis

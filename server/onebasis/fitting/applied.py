@@ -3,15 +3,11 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebasis.coefficients.format import parse_coefficients
-from onebasis.coefficients.validate import bind
 from onebasis.core.errors import SetupError
 from onebasis.fitting.low_rank import LowRankUpdate
-from onebasis.model.factors import Basis
 from onebasis.model.loader import LoadedBase
 from onebasis.model.sites import site_layer
 
@@ -48,27 +44,6 @@ def applied_updates(base: LoadedBase, updates: Mapping[str, LowRankUpdate]) -> I
     finally:
         for name, layer in layers.items():
             base.model.set_submodule(name, layer)
-
-
-def core_updates(basis: Basis, cores: Mapping[str, Tensor]) -> dict[str, LowRankUpdate]:
-    """What cores [k_out, k_in] amount to: b = U^T S, a = V at every site that has one."""
-    factors = {site: basis.factors[site] for site in cores}
-    return {
-        site: LowRankUpdate(b=factors[site].u.float().T @ core.float(), a=factors[site].v.float())
-        for site, core in cores.items()
-    }
-
-
-def file_cores(data: bytes, basis: Basis) -> dict[str, Tensor]:
-    """The cores [k_out, k_in] float32 that a coefficient file stores, at every site of its basis.
-
-    Raises:
-        CoefficientError: not such a file, or for another basis.
-    """
-    sites = basis.spec.sites
-    flat = torch.from_numpy(bind(parse_coefficients(data), basis.spec).flat_cores())
-    parts = torch.split(flat, [site.k_out * site.k_in for site in sites])
-    return {site.name: part.view(site.core_shape()) for site, part in zip(sites, parts, strict=True)}
 
 
 def _check_size(name: str, layer: nn.Linear, update: LowRankUpdate) -> None:

@@ -16,7 +16,6 @@ from onebasis.fitting.low_rank import LowRankUpdate
 from onebasis.fitting.projection import Projection, energy_lost, prefix, project, remainder, share_kept
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.loader import LoadedBase
-from onebasis.model.sites import site_layer
 
 _PULL: Final = 1e-6  # towards the unweighted core, in units of the mean of V Sigma V^T's diagonal
 
@@ -84,17 +83,15 @@ def second_moments(
     """E[w w^T] of w = R x at each site, over all tokens of prompts and answers.
 
     Args:
-        rows: R [m, d_in] float32 by site.
+        rows: R [m, d_in] float32 by site, of layers that the model has; they may be updated ones.
 
     Returns:
         by site [m, m] float64; w is taken in float32.
-
-    Raises:
-        InvalidBasis: the model has no linear layer at one of these sites.
     """
     sums = {site: torch.zeros(len(some), len(some), dtype=torch.float64) for site, some in rows.items()}
     hooks = [
-        site_layer(base.model, site).register_forward_pre_hook(_adder(sums[site], some)) for site, some in rows.items()
+        base.model.get_submodule(site).register_forward_pre_hook(_adder(sums[site], some))
+        for site, some in rows.items()
     ]
     n_tokens = 0
     try:

@@ -10,7 +10,8 @@ import torch
 
 from onebasis.coefficients.format import CoefficientFile, parse_coefficients
 from onebasis.core.errors import InvalidBasis, SetupError
-from onebasis.fitting.applied import applied_updates, core_updates, file_cores
+from onebasis.fitting.applied import applied_updates
+from onebasis.fitting.core_updates import core_updates, file_cores
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.distillation.job import DistillReport, Progress, PromptSet, distill_adapter
 from onebasis.fitting.fidelity import measure_fidelity

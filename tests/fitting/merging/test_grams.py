@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from onebasis.fitting.applied import applied_updates
-from onebasis.fitting.core_updates import core_updates
+from onebasis.fitting.core_updates import core_updates, site_cores
 from onebasis.fitting.merging.grams import gather_grams
 from onebasis.model.factors import Basis
 from onebasis.model.loader import LoadedBase
@@ -25,7 +25,7 @@ def test_grams_are_the_mean_outer_products_of_the_inputs_through_the_basis(base:
     layers = linear_sites(base.model)
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
     with torch.no_grad():
-        for name, update in core_updates(basis, cores).items():
+        for name, update in core_updates(basis, site_cores(cores, basis.spec)).items():
             layers[name].weight += update.b @ update.a
         for name, layer in layers.items():
             layer.register_forward_pre_hook(lambda _m, args, name=name: inputs[name].append(args[0][0]))
@@ -46,7 +46,7 @@ def test_the_model_is_as_before(base: LoadedBase, basis: Basis, tmp_path: Path) 
 
 def test_cores_are_updates_of_the_layers_exactly(base: LoadedBase, basis: Basis) -> None:
     cores = np.random.default_rng(0).standard_normal(basis.spec.n_core_numbers).astype(np.float32)
-    updates = core_updates(basis, cores)
+    updates = core_updates(basis, site_cores(cores, basis.spec))
     start = 0
     for site in basis.spec.sites:
         end = start + site.k_out * site.k_in

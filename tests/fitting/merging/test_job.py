@@ -4,7 +4,7 @@ import numpy as np
 
 from onebasis.core.ids import digest_of
 from onebasis.fitting.applied import applied_updates
-from onebasis.fitting.core_updates import core_updates
+from onebasis.fitting.core_updates import core_updates, site_cores
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import score
 from onebasis.fitting.merging.job import merge, score_merge
@@ -24,7 +24,7 @@ def answers_under(base: LoadedBase, basis: Basis, cores: np.ndarray) -> list[Tok
         said.append(TokenExample(example.prompt_ids, example.answer_ids, output))
         return True
 
-    with applied_updates(base, core_updates(basis, cores)):
+    with applied_updates(base, core_updates(basis, site_cores(cores, basis.spec))):
         score(base, [TokenExample(prompt, (20, 1), "") for prompt in PROMPTS], is_correct=note)
     return said
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from onebasis import __version__
 from onebasis.coefficients.format import write_coefficients
 from onebasis.core.errors import SetupError
-from onebasis.fitting.applied import applied_updates, core_updates, file_cores
+from onebasis.fitting.applied import applied_updates
+from onebasis.fitting.core_updates import core_updates, file_cores
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.distillation.targets import DistillationLoss, TaughtExample, taught_examples
 from onebasis.fitting.fidelity import Fidelity, Updates, measure_fidelity

@@ -3,19 +3,17 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from onebasis.fitting.applied import applied_updates
-from onebasis.fitting.core_updates import core_updates
+from onebasis.fitting.calibration import second_moments
+from onebasis.fitting.core_updates import core_updates, site_cores
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.merging.regmean import Grams
 from onebasis.model.factors import Basis
 from onebasis.model.loader import LoadedBase
 
 
-@torch.no_grad()
 def gather_grams(
     base: LoadedBase,
     basis: Basis,
@@ -32,27 +30,7 @@ def gather_grams(
     Returns:
         by site [k_in, k_in] float64; z is taken in float32.
     """
-    sums = {name: torch.zeros(len(site.v), len(site.v), dtype=torch.float64) for name, site in basis.factors.items()}
-    n_tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
-    with applied_updates(base, core_updates(basis, cores)):
-        hooks = [
-            base.model.get_submodule(name).register_forward_pre_hook(_adder(sums[name], site.v.float()))
-            for name, site in basis.factors.items()
-        ]
-        try:
-            for example in examples:
-                tokens = torch.tensor([[*example.prompt_ids, *example.answer_ids]])
-                base.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
-                on_example()
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return {name: (total / n_tokens).numpy() for name, total in sums.items()}
-
-
-def _adder(total: Tensor, v: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        z = inputs[0].flatten(0, -2).float() @ v.T
-        total.addmm_(z.T.double(), z.double())
-
-    return add
+    rows = {name: site.v.float() for name, site in basis.factors.items()}
+    with applied_updates(base, core_updates(basis, site_cores(cores, basis.spec))):
+        moments = second_moments(base, rows, examples, on_example)
+    return {name: moment.numpy() for name, moment in moments.items()}

@@ -13,7 +13,7 @@ from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.format import write_coefficients
 from onebasis.core.ids import Digest, digest_of
 from onebasis.fitting.applied import applied_updates
-from onebasis.fitting.core_updates import core_updates
+from onebasis.fitting.core_updates import core_updates, site_cores
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import score
 from onebasis.fitting.merging.mean import mean
@@ -89,7 +89,7 @@ def score_merge(
         found = [score(base, examples)]
         on_score()
         for cores in (part.cores, merged.mean, merged.cores):
-            with applied_updates(base, core_updates(basis, cores)):
+            with applied_updates(base, core_updates(basis, site_cores(cores, basis.spec))):
                 found.append(score(base, examples))
             on_score()
         rows.append(ScoreRow(part.name, len(examples), *found))

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 
 from onebasis.coefficients.validate import BoundCoefficients
 from onebasis.fitting.applied import applied_updates
-from onebasis.fitting.core_updates import core_updates
+from onebasis.fitting.core_updates import core_updates, site_cores
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import score
 from onebasis.fitting.fidelity import measure_fidelity
-from onebasis.fitting.forward import answer_logits
 from onebasis.fitting.generation import greedy_answers
+from onebasis.fitting.packed_attention import packed_logits
 from onebasis.fitting.packing import pack
 from onebasis.fitting.report.results import TaskScores, WayScore
 from onebasis.fitting.report.ways import (
@@ -112,7 +112,8 @@ class _Scorer:
         total, n_tokens = 0.0, 0
         for start in range(0, len(self._examples), _BATCH):
             batch = pack(self._examples[start : start + _BATCH])
-            total += float(F.cross_entropy(answer_logits(self._base, batch), batch.answer_ids, reduction="sum"))
+            [logits] = packed_logits(self._base, [batch])
+            total += float(F.cross_entropy(logits.float(), batch.answer_ids, reduction="sum"))
             n_tokens += len(batch.answer_ids)
         return total / n_tokens
 
@@ -134,7 +135,11 @@ def _ways(
         if others:
             yield from _ways_of_others(basis, subject.adapter, others, adapters, leave_one_out, n_sweeps)
     for name, bound in subject.coefficients.items():
-        yield Way(f"coefficients {name}", core_updates(basis, bound.flat_cores()), bound.file.values.nbytes)
+        yield Way(
+            f"coefficients {name}",
+            core_updates(basis, site_cores(bound.flat_cores(), basis.spec)),
+            bound.file.values.nbytes,
+        )
 
 
 def _ways_of_adapter(basis: Basis, adapter: ReadAdapter, seed: int) -> Iterator[Way]:
