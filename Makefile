@@ -63,4 +63,5 @@ $(READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 
 $(DEPLOY_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deploy]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --force-reinstall --no-deps opentelemetry-proto  # xds-protos puts old files of it in their place
 	@touch $@

@@ -128,6 +128,7 @@ def test_a_burst_that_leaves_in_every_phase_leaves_no_block_behind(start_server,
         for _ in range(4):
             gate.wait_for_a_step()
             gate.let_a_step_pass()
+        gate.wait_for_a_step()  # it is planned before the others come
         prefilling = [send(server, "/v1/completions", {**long_prompt, "stream": bool(i % 2)}) for i in range(4)]
         waiting = [send(server, path, body) for path, body in zip(paths * 4, bodies * 4, strict=True)]
         wait_until(lambda: server.parts.engine._ledger.n_open == 24, "the rest did not arrive")
