@@ -2,7 +2,8 @@
 
 One JSON line a cell (a task answered in one way); cells that are in the file are not measured again, so a run can be
 stopped and started at any time. Tasks of --held-out must not be in any fleet basis of --bases.
-`python -m loadtests.quality table FILE` prints the results as Markdown, `... picture FILE SVG` draws them.
+`python -m loadtests.quality table FILE` prints the results as Markdown, `... picture FILE SVG` draws them, and
+`... served FILE` scores what was trained through the HTTP server.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from loadtests.common.errors import LoadTestError
 from loadtests.load.session import guarded
+from loadtests.quality import served
 from loadtests.quality.cells import Cell, closed_form_cells, trained_cells
 from loadtests.quality.material import Bases, Fleet
 from loadtests.quality.results import read_rows
@@ -33,7 +35,7 @@ _NEWS_EVERY = 30
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 all well, 1 what stopped the sweep, 2 a wrong command line."""
-    commands = {"table": _table, "picture": _picture}
+    commands = {"table": _table, "picture": _picture, "served": lambda arguments: served.main(arguments[1:])}
     return guarded("loadtests.quality", commands.get("".join(arguments[:1]), _measure), arguments)
 
 
