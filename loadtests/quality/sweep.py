@@ -19,6 +19,7 @@ from loadtests.quality.training import OnStep, Trained, distilled, fitted, lora_
 from loadtests.quality.ways import Answerer
 from onebasis import __version__
 from onebasis.fitting.fidelity import Updates
+from onebasis.fitting.report.ways import factor_bytes
 from onebasis.model.factors import Basis
 
 
@@ -71,11 +72,11 @@ class Sweep:
             return Answerer(self._mean, 0)
         original = self._original(cell.task, cell.seed)
         if cell.way is Way.ORIGINAL:
-            return Answerer(original, ways.adapter_bytes(original))
+            return Answerer(original, factor_bytes(original))
         if cell.way is Way.NULL:
-            return Answerer(ways.null_of(original, cell.seed), ways.adapter_bytes(original))
+            return Answerer(ways.null_of(original, cell.seed), factor_bytes(original))
         if cell.way is Way.SVD and cell.k is not None:
-            return ways.largest_triplets(original, ways.core_bytes(original, cell.k))
+            return ways.own_triplets(original, ways.core_bytes(original, cell.k))
         if basis is None:
             raise LoadTestError(f"{cell}: needs a basis")
         if cell.way is Way.MEAN_IMPORT:

@@ -1,6 +1,5 @@
 """The ways to answer a task that need no training, each as updates beside the base's layers."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from onebasis.fitting.core_updates import core_updates
 from onebasis.fitting.fidelity import Updates
 from onebasis.fitting.low_rank import LowRankUpdate, compact_svd
 from onebasis.fitting.projection import best_of_rank, project, remainder
+from onebasis.fitting.report.ways import added, factor_bytes, largest_triplets, scaled
 from onebasis.model.factors import Basis
 
 BYTES_PER_NUMBER = 2  # what every way is stored in: float16 or bfloat16
@@ -51,7 +51,7 @@ def imported(updates: Updates, basis: Basis, residual: int | None) -> Answerer:
         for site, core in projection.cores.items()
     }
     both = {site: added([inside[site], left[site]]) for site in left}
-    return Answerer(both, size + adapter_bytes(left), projection.energy_kept_total)
+    return Answerer(both, size + factor_bytes(left), projection.energy_kept_total)
 
 
 def mean_and_import(updates: Updates, mean: Updates, basis: Basis) -> Answerer:
@@ -69,33 +69,10 @@ def null_of(updates: Updates, seed: int) -> Updates:
     return {site: _random_directions(update, generator) for site, update in updates.items()}
 
 
-def largest_triplets(updates: Updates, size_bytes: int) -> Answerer:
+def own_triplets(updates: Updates, size_bytes: int) -> Answerer:
     """The adapter's own singular triplets, of all sites, by energy per byte, as many as fit."""
-    triplets = []
-    for site, update in updates.items():
-        left, sigma, right = compact_svd(update)
-        n_bytes = BYTES_PER_NUMBER * (left.shape[0] + right.shape[1])
-        triplets += [(float(s) ** 2 / n_bytes, n_bytes, site, i) for i, s in enumerate(sigma)]
-    kept: dict[str, int] = {}
-    used = 0
-    for _, n_bytes, site, _ in sorted(triplets, reverse=True):
-        if used + n_bytes <= size_bytes:
-            kept[site] = kept.get(site, 0) + 1
-            used += n_bytes
-    return Answerer({site: best_of_rank(updates[site], rank) for site, rank in kept.items()}, used)
-
-
-def added(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
-    """The sum, of the summed rank."""
-    return LowRankUpdate(b=torch.cat([u.b for u in updates], dim=1), a=torch.cat([u.a for u in updates]))
-
-
-def scaled(update: LowRankUpdate, factor: float) -> LowRankUpdate:
-    return LowRankUpdate(b=factor * update.b, a=update.a)
-
-
-def adapter_bytes(updates: Mapping[str, LowRankUpdate]) -> int:
-    return BYTES_PER_NUMBER * sum(update.b.numel() + update.a.numel() for update in updates.values())
+    kept = largest_triplets(updates, size_bytes)
+    return Answerer(kept, factor_bytes(kept))
 
 
 def core_bytes(updates: Updates, k: int) -> int:

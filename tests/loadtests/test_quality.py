@@ -21,6 +21,7 @@ from loadtests.quality.sweep import Sweep
 from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.fitting.data import chat_example, write_jsonl
 from onebasis.fitting.low_rank import LowRankUpdate, inner_product
+from onebasis.fitting.report.ways import scaled
 from onebasis.model.loader import LoadedBase, load_base
 from tests.api.tiny_model import TinyModel, save_tiny_model
 from tests.fitting.peft.adapters import plain_adapter
@@ -203,9 +204,9 @@ def test_a_null_has_the_strength_and_nothing_else_of_the_adapter() -> None:
 
 
 def test_the_largest_triplets_are_taken_first_and_fit_the_bytes() -> None:
-    strong, weak = ways.scaled(update(2, 0), 10.0), update(2, 1)
+    strong, weak = scaled(update(2, 0), 10.0), update(2, 1)
     one_triplet = 2 * (20 + 12)
-    answerer = ways.largest_triplets({"weak": weak, "strong": strong}, 3 * one_triplet + 1)
+    answerer = ways.own_triplets({"weak": weak, "strong": strong}, 3 * one_triplet + 1)
     assert answerer.size_bytes == 3 * one_triplet
     assert {site: kept.rank for site, kept in answerer.updates.items()} == {"strong": 2, "weak": 1}
     torch.testing.assert_close(
