@@ -130,6 +130,7 @@ def test_a_burst_that_leaves_in_every_phase_leaves_no_block_behind(start_server,
             gate.let_a_step_pass()
         gate.wait_for_a_step()  # it is planned before the others come
         prefilling = [send(server, "/v1/completions", {**long_prompt, "stream": bool(i % 2)}) for i in range(4)]
+        wait_until(lambda: server.parts.engine._ledger.n_open == 8, "the long prompts did not arrive")
         waiting = [send(server, path, body) for path, body in zip(paths * 4, bodies * 4, strict=True)]
         wait_until(lambda: server.parts.engine._ledger.n_open == 24, "the rest did not arrive")
         for _ in range(3):
