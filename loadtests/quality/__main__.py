@@ -99,7 +99,7 @@ def estimated_s(cell: Cell, rows: Sequence[dict[str, Any]]) -> float:
 
 def _plan(asked: argparse.Namespace) -> list[Cell]:
     closed = closed_form_cells(asked.held_out) + closed_form_cells(asked.in_sample, seeds=(0,))
-    trained = trained_cells(asked.held_out)
+    trained = trained_cells(asked.held_out, asked.grid or asked.held_out)
     return {"closed-form": closed, "trained": trained, "all": closed + trained}[str(asked.stage)]
 
 
@@ -120,6 +120,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="FILE", help="JSON lines; what is there is kept")
     add("--held-out", type=_names, required=True, metavar="TASK,..", help="tasks that no fleet basis has seen")
     add("--in-sample", type=_names, default=(), metavar="TASK,..", help="others, for the closed forms alone")
+    add("--grid", type=_names, default=(), metavar="TASK,..", help="held-out tasks of the whole grid [all of them]")
     add("--stage", choices=("closed-form", "trained", "all"), default="all", help="[%(default)s]")
     add("--threads", type=int, default=1, metavar="N", help="[%(default)s]")
     add("--plan", action="store_true", help="list the cells that are left, and stop")

@@ -82,17 +82,19 @@ def closed_form_cells(tasks: Sequence[str], *, seeds: Sequence[int] = SEEDS) -> 
     return [Cell(task, **way) for way in ways for task in tasks]
 
 
-def trained_cells(tasks: Sequence[str], *, seeds: Sequence[int] = SEEDS) -> list[Cell]:
-    """Every way with training, for every task; the first rows answer what is asked first."""
-    ways = [_fit("fleet", 16, "core"), _fit("fleet", 8, "core"), _fit("fleet", 32, "diag")]
-    ways += [_fit(basis, k, "core") for k in (16, 8) for basis in ("base-svd", "random")]
-    ways += [{"way": Way.LORA, "steps": LORA_STEPS, "learning_rate": LORA_RATE}]
-    ways += [_distill("fleet", 16, "core"), _distill("fleet", 32, "diag")]
-    ways += [_fit("mixed", k, "core") for k in (16, 8)]
-    ways += [_fit(basis, 32, "core") for basis in ("fleet", "base-svd", "mixed", "random")]
-    ways += [_fit(basis, 32, "diag") for basis in ("base-svd", "mixed", "random")]
-    ways += [_fit("fleet", k, "diag") for k in (16, 8)]
-    return [Cell(task, seed=seed, **way) for seed in seeds for way in ways for task in tasks]
+def trained_cells(tasks: Sequence[str], grid: Sequence[str], *, seeds: Sequence[int] = SEEDS) -> list[Cell]:
+    """Every way with training for the tasks of the grid, and for all tasks the three that the targets are about."""
+    asked = [_fit("fleet", 16, "core"), _fit("fleet", 8, "core"), _fit("fleet", 32, "diag")]
+    others = [_fit(basis, 16, "core") for basis in ("base-svd", "random", "mixed")]
+    others += [{"way": Way.LORA, "steps": LORA_STEPS, "learning_rate": LORA_RATE}]
+    others += [_distill("fleet", 16, "core"), _distill("fleet", 32, "diag")]
+    others += [_fit(basis, 8, "core") for basis in ("base-svd", "random", "mixed")]
+    others += [_fit(basis, 32, "diag") for basis in ("base-svd", "random", "mixed")]
+    others += [_fit(basis, 32, "core") for basis in ("fleet", "base-svd", "random", "mixed")]
+    others += [_fit("fleet", k, "diag") for k in (16, 8)]
+    cells = [Cell(task, seed=seeds[0], **way) for way in asked for task in tasks]
+    cells += [Cell(task, seed=seeds[0], **way) for way in others for task in grid]
+    return cells + [Cell(task, seed=seed, **way) for seed in seeds[1:] for way in asked + others for task in grid]
 
 
 def learning_rate(form: str, k: int) -> float:

@@ -86,11 +86,22 @@ def cell(way: Way, task: str = "plural", **fields: Any) -> Cell:
 
 
 def test_every_cell_of_a_plan_is_there_once() -> None:
-    plan = closed_form_cells(TASKS) + trained_cells(TASKS)
+    plan = closed_form_cells(TASKS) + trained_cells(TASKS, TASKS)
     assert len({str(cell) for cell in plan}) == len(plan)
     assert [cell.task for cell in plan[:2]] == list(TASKS), "a way is measured on all tasks before the next begins"
-    first = trained_cells(TASKS)[0]
+    first = trained_cells(TASKS, TASKS)[0]
     assert (first.way, first.basis, first.k, first.form) == (Way.FIT, "fleet", 16, "core")
+
+
+def test_outside_of_the_grid_only_what_the_targets_are_about_is_trained() -> None:
+    plan = trained_cells(TASKS, TASKS[:1])
+    elsewhere = [cell for cell in plan if cell.task != TASKS[0]]
+    assert {(cell.basis, cell.k, cell.form, cell.seed) for cell in elsewhere} == {
+        ("fleet", 16, "core", 0),
+        ("fleet", 8, "core", 0),
+        ("fleet", 32, "diag", 0),
+    }
+    assert {cell.basis for cell in plan} == {None, "fleet", "base-svd", "random", "mixed"}
 
 
 def test_the_learning_rate_moves_updates_of_all_sizes_alike() -> None:
