@@ -24,6 +24,7 @@ import psutil
 from rich.console import Console
 
 from loadtests.common.errors import LoadTestError
+from loadtests.common.processes import free_port
 from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
 from onebasis.coefficients.format import write_coefficients
 from onebasis.demo.demo_pack import DemoPack
@@ -32,6 +33,7 @@ from onebasis.demo.run import pack_options
 from onebasis.demo.server_process import ServerProcess
 
 MIB = 1024 * 1024
+_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,11 @@ def main(arguments: Sequence[str]) -> int:
             serve += ["--store", options.store]
         log = Path(scratch) / "server.log"
         empty_start_s, filled = _fill(ServerProcess(serve, port=options.port, log=log), options)
-        full_start_s, again = _start_again(ServerProcess(serve, port=options.port, log=log))
+        beside = [*pack_options(model, pack, Path(scratch) / "empty.db"), "--log-level", "info"]
+        full_start_s, again = _start_again(
+            ServerProcess(serve, port=options.port, log=log),
+            ServerProcess(beside, port=free_port(), log=Path(scratch) / "empty.log"),
+        )
         logged = [line for line in log.read_text().splitlines() if "registry:" in line]
     times = {"empty_start_s": empty_start_s, "full_start_s": full_start_s}
     Console().print_json(json.dumps(filled | times | again | {"log": logged}))
@@ -90,14 +96,23 @@ def _fill(server: ServerProcess, options: argparse.Namespace) -> tuple[float, di
             "upload_p99_ms": 1000 * float(np.percentile(seconds, 99)),
             "files_mib": n_bytes / MIB,
             "rss_growth_per_file_byte": (_rss(server) - before) / n_bytes,
-            "scrape_ms": _scrape_ms(server),
         }
 
 
-def _start_again(server: ServerProcess) -> tuple[float, dict[str, float]]:
+def _start_again(full: ServerProcess, empty: ServerProcess) -> tuple[float, dict[str, float]]:
+    """(seconds until a server with all tasks is ready, what it measures beside one without any)."""
     begun_s = time.monotonic()
-    with server:
-        return time.monotonic() - begun_s, {"rss_mib_after_start": _rss(server) / MIB}
+    with full:
+        ready_s = time.monotonic() - begun_s
+        rss_mib = _rss(full) / MIB
+        with empty:
+            scrapes = [(_scrapes(full), _scrapes(empty)) for _ in range(_ROUNDS)]
+    of_full, of_empty = ([side for rounds in scrapes for side in rounds[i]] for i in range(2))
+    return ready_s, {
+        "rss_mib_after_start": rss_mib,
+        "scrape_ms": 1000 * float(np.median(of_full)),
+        "scrape_empty_ms": 1000 * float(np.median(of_empty)),
+    }
 
 
 def _upload(url: str, basis: BasisSpec, numbers: range) -> list[Upload]:
@@ -129,12 +144,12 @@ def _rss(server: ServerProcess) -> int:
     return int(psutil.Process(server.process.pid).memory_info().rss)
 
 
-def _scrape_ms(server: ServerProcess) -> float:
-    """Median of 20 scrapes, over one connection; by a client that does little of its own."""
+def _scrapes(server: ServerProcess) -> list[float]:
+    """Seconds of each of 50 scrapes over one connection; by a client that does little of its own."""
     address = urlsplit(server.url)
     with closing(HTTPConnection(str(address.hostname), address.port, timeout=60)) as connection:
         seconds = []
-        for _ in range(20):
+        for _ in range(50):
             begun_s = time.monotonic()
             connection.request("GET", "/metrics")
             answer = connection.getresponse()
@@ -142,7 +157,7 @@ def _scrape_ms(server: ServerProcess) -> float:
             seconds.append(time.monotonic() - begun_s)
             if answer.status != HTTPStatus.OK:
                 raise LoadTestError(f"/metrics: {answer.status}")
-    return 1000 * float(np.median(seconds))
+    return seconds
 
 
 if __name__ == "__main__":

@@ -255,9 +255,11 @@ def test_a_follower_tells_of_a_failing_store_once_and_goes_on_after_it(replicas,
     one, two = replicas
     caplog.set_level("INFO")
     break_store(stores[0]._database)
-    wait_until(lambda: two.snapshot().age_s > 0.3)
+    wait_until(lambda: "can't follow its store" in caplog.text)
+    age_s = two.snapshot().age_s
+    wait_until(lambda: two.snapshot().age_s > age_s + 0.3)
     mend_store(stores[0]._database)
-    wait_until(lambda: two.snapshot().age_s < 0.1)
+    wait_until(lambda: "follows its store again" in caplog.text)
     assert caplog.text.count("can't follow its store") == 1
     assert caplog.text.count("follows its store again") == 1
     one.register("a", ONE)

@@ -10,6 +10,7 @@ from onebasis.core.errors import NotFinite, WrongDtype
 
 NUMBER_DTYPES: Final = ("F16", "BF16", "F32")
 _STORED: Final = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}
+_EXPONENT: Final = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000)}
 _WRITTEN: Final = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32"}
 
 
@@ -21,11 +22,12 @@ def read_numbers(name: str, tensor: RawTensor) -> NDArray[np.generic]:
     """
     if tensor.dtype not in NUMBER_DTYPES:
         raise WrongDtype(name, found=tensor.dtype, allowed=NUMBER_DTYPES)
-    values = np.frombuffer(tensor.data, dtype=_STORED[tensor.dtype])
-    bad = np.flatnonzero(~np.isfinite(widen(values)))
+    width, exponent = _EXPONENT[tensor.dtype]
+    bits = np.frombuffer(tensor.data, dtype=width)
+    bad = np.flatnonzero((bits & exponent) == exponent)  # IEEE 754: infinities and NaN have every bit of it set
     if bad.size:
         raise NotFinite(name, n_bad=int(bad.size), first=int(bad[0]))
-    return values.reshape(tensor.shape)
+    return bits.view(_STORED[tensor.dtype]).reshape(tensor.shape)
 
 
 def raw_numbers(name: str, values: NDArray[Any]) -> RawTensor:
