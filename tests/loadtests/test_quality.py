@@ -98,6 +98,7 @@ def test_outside_of_the_grid_only_what_the_targets_are_about_is_trained() -> Non
     elsewhere = [cell for cell in plan if cell.task != TASKS[0]]
     assert {(cell.basis, cell.k, cell.form, cell.seed) for cell in elsewhere} == {
         ("fleet", 16, "core", 0),
+        ("base-svd", 16, "core", 0),
         ("fleet", 8, "core", 0),
         ("fleet", 32, "diag", 0),
     }
