@@ -83,7 +83,7 @@ def closed_form_cells(tasks: Sequence[str], *, seeds: Sequence[int] = SEEDS) -> 
 
 
 def trained_cells(tasks: Sequence[str], grid: Sequence[str], *, seeds: Sequence[int] = SEEDS) -> list[Cell]:
-    """Every way with training for the tasks of the grid; for all tasks the targets' three and the basis from no fleet."""
+    """Every way with training for the tasks of the grid; for all tasks those that a target is about."""
     asked = [
         _fit("fleet", 16, "core"),
         _fit("base-svd", 16, "core"),

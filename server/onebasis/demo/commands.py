@@ -115,12 +115,13 @@ def unpack(folder: Annotated[Path, typer.Argument(help="Where base/, basis.safet
 
 @demo_app.command("build-pack")
 def build(
-    folder: Annotated[Path, typer.Argument(help="Where the pack goes.")],
+    folder: Annotated[Path, typer.Argument(help="Where the pack goes; made if it is not there.")],
+    basis: Annotated[Path | None, typer.Option(help="The basis to train in; by default the one that ships.")] = None,
     tasks: Annotated[list[str] | None, typer.Option("--task", help="Only these; by default the whole pack.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Compute threads.")] = None,
     cache: CacheOption = _DEFAULT_CACHE,
 ) -> None:
-    """Make basis and coefficients of the demo anew. About an hour on one core."""
+    """Train the demo's tasks anew, inside a basis. About an hour on one core."""
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = tasks or list(PACK_STEPS)
@@ -140,6 +141,13 @@ def build(
                 f"loss {report.training.final_loss:.3f}, {report.training.train_s:.0f} s"
             )
 
+        folder.mkdir(parents=True, exist_ok=True)
         build_pack(
-            ensure_model(cache), DemoPack(folder), base_name=MODEL_NAME, tasks=chosen, on_step=on_step, on_task=on_task
+            ensure_model(cache),
+            DemoPack(folder),
+            base_name=MODEL_NAME,
+            basis_path=basis or DemoPack.shipped().basis,
+            tasks=chosen,
+            on_step=on_step,
+            on_task=on_task,
         )
