@@ -22,6 +22,7 @@ MIB = 1024 * 1024
 N_RANDOM_FILES = 750
 N_LEAST = 1000
 GROWTH_BYTES = 8 * MIB  # of allocators; the inputs of a round have several times as much
+POOL_FDS = 15  # the store opens a connection, of three files, when all it has are in use: five at most; a leak is hundreds
 
 BODIES = [
     b"",
@@ -110,7 +111,7 @@ def test_a_thousand_hostile_inputs_are_refused_and_leave_nothing_behind(server, 
         attack(client, tiny)  # caches, threads and pools are made once
         n_fds, n_bytes = process.num_fds(), process.memory_info().rss
         assert attack(client, tiny) >= N_LEAST
-        assert settled(process, n_fds) <= n_fds
+        assert settled(process, n_fds + POOL_FDS) <= n_fds + POOL_FDS
         assert process.memory_info().rss - n_bytes < GROWTH_BYTES
         assert ok(client.post("/v1/completions", json=body))["choices"] == before
         assert [card["id"] for card in ok(client.get("/v1/tasks"))["data"]] == ["victim"]
