@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 N_RANDOM_FILES = 750
 N_LEAST = 1000
 GROWTH_BYTES = 8 * MIB  # of allocators; the inputs of a round have several times as much
-POOL_FDS = 15  # the store opens a connection, of three files, when all it has are in use: five at most; a leak is hundreds
+POOL_FDS = 15  # the store opens connections of three files as they are needed, five at most; a leak would be hundreds
 
 BODIES = [
     b"",
