@@ -74,9 +74,10 @@ def initial_mixing(spec: BasisSpec, n_mix: int, seed: int) -> TaskNumbers:
         SetupError: the basis has mixing cores, of another number.
     """
     own = own_mixing(spec)
-    found = spec.sites[0].n_mix
-    if own and found != n_mix:
-        raise SetupError(f"{n_mix} mixing cores: the basis has {found} already, and learning goes on from those")
+    found = sorted({site.n_mix for site in spec.sites})
+    if own and found != [n_mix]:
+        has = " or ".join(map(str, found))
+        raise SetupError(f"{n_mix} mixing cores: the basis has {has} already, and learning goes on from those")
     mixing = TaskNumbers([(n_mix + 1, site.k_out, site.k_in) for site in spec.sites])
     generator = torch.Generator().manual_seed(seed)
     for site, part in zip(spec.sites, mixing, strict=True):
