@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from onebasis.coefficients.basis_file import read_basis_spec
-from onebasis.coefficients.format import parse_coefficients
+from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
+from onebasis.coefficients.format import parse_coefficients, write_coefficients
 from onebasis.coefficients.validate import bind
 from onebasis.fitting.peft.adapter import WEIGHTS_NAME
 from tests.api.tiny_model import TinyModel
@@ -127,6 +128,40 @@ def test_an_extension_and_its_files(build: Run, onebasis: Run, fleet: Path, llam
     backwards = onebasis("basis", "readdress", written, "--basis", llama.basis_path, "--output", tmp_path / "back")
     refused(backwards, f"file is for basis {new.digest}")
     assert not (tmp_path / "back").exists()
+
+
+def test_a_basis_with_mixing_cores_is_extended_and_its_vectors_go_along(
+    build: Run, onebasis: Run, fleet: Path, llama: TinyModel, tmp_path: Path
+) -> None:
+    cores = [tmp_path / f"{i}.coef.safetensors" for i in range(3)]
+    for i, path in enumerate(cores):
+        path.write_bytes(llama.core_file(i))
+    mixed = tmp_path / "mixed"
+    assert onebasis("basis", "mix", "--basis", llama.basis_path, *cores, "--n-mix", 2, "--output", mixed).exit_code == 0
+    assert build("--kind", "fleet", "--k", 7, fleet, "--extend", mixed).exit_code == 0
+    before, after = read_basis_spec(mixed), read_basis_spec(tmp_path / "b")
+    numbers = np.random.default_rng(0).standard_normal(2 * len(before.sites)).astype(np.float16)
+    made_for = {"basis": before.digest, "base_fingerprint": before.base_fingerprint}
+    file = tmp_path / "v.coef.safetensors"
+    file.write_bytes(write_coefficients(numbers, form="vector", **made_for))
+    result = onebasis("basis", "readdress", file, "--basis", tmp_path / "b", "--output", tmp_path / "out")
+    written = tmp_path / "out" / file.name
+    assert (result.exit_code, result.out) == (0, f"{written}: {written.stat().st_size} bytes\n")
+    old, new = (bind(parse_coefficients(p.read_bytes()), spec) for p, spec in ((file, before), (written, after)))
+    assert np.count_nonzero(new.flat_cores()) == np.count_nonzero(old.flat_cores()) > 0
+    onebasis("basis", "mix", "--basis", tmp_path / "b", *_whole(after, tmp_path), "--n-mix", 2, "--output", mixed)
+    again = onebasis("basis", "readdress", file, "--basis", mixed, "--output", tmp_path / "again")
+    refused(again, f"it has other mixing cores than {before.digest}, which this vector weighs; ")
+
+
+def _whole(spec: BasisSpec, folder: Path) -> list[Path]:
+    """Three files of form core for a basis."""
+    paths = [folder / f"whole-{i}.coef.safetensors" for i in range(3)]
+    made_for = {"basis": spec.digest, "base_fingerprint": spec.base_fingerprint}
+    for i, path in enumerate(paths):
+        numbers = np.random.default_rng(i).standard_normal(spec.n_core_numbers).astype(np.float16)
+        path.write_bytes(write_coefficients(numbers, form="core", **made_for))
+    return paths
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from typer.testing import CliRunner
 
 from onebasis.cli import app
@@ -13,8 +14,12 @@ from onebasis.coefficients.basis_file import read_basis_spec
 from onebasis.coefficients.format import parse_coefficients
 from onebasis.coefficients.validate import bind
 from onebasis.commands.fit_data import output_files, task_files
-from onebasis.core.errors import InvalidTaskName, SetupError
+from onebasis.core.errors import InvalidBasis, InvalidTaskName, SetupError
+from onebasis.fitting.applied import applied_updates
+from onebasis.fitting.peft.adapter import open_adapter
+from onebasis.fitting.peft.sites import site_shapes
 from tests.api.tiny_model import TinyModel, save_tiny_model
+from tests.fitting.tiny import tiny_base
 
 QUICK = ["--steps", "4", "--batch-size", "2", "--threads", "1"]
 
@@ -110,6 +115,53 @@ def test_mixing_cores_then_a_vector(llama: TinyModel, folder: Path, tmp_path: Pa
     file = parse_coefficients((tmp_path / "v.safetensors").read_bytes())
     bind(file, spec)
     assert (file.form, len(file.values)) == ("vector", 2 * len(spec.sites))
+
+
+def test_mixing_cores_learnt_with_the_vectors(llama: TinyModel, folder: Path, tmp_path: Path) -> None:
+    learned = tmp_path / "learned.basis.safetensors"
+    options = ["--form", "vector", "--learn-mixing", learned, "--n-mix", "1", "--checkpoint", tmp_path / "run"]
+    printed = fit(llama, "--data", folder, "--output", tmp_path / "out", *options)
+    spec = read_basis_spec(learned)
+    assert spec.digest in printed
+    assert "14 sites with 1 mixing cores learnt on 2 tasks" in printed
+    for name in ("cats", "dogs"):
+        bound = bind(parse_coefficients((tmp_path / "out" / f"{name}.coef.safetensors").read_bytes()), spec)
+        assert (bound.file.form, len(bound.file.values)) == ("vector", 14)
+    assert not (tmp_path / "run").exists()
+    one_more = ["--data", folder / "cats.jsonl", "--form", "vector", "--output", tmp_path / "later.safetensors"]
+    run("fit", "--model", llama.folder, "--basis", learned, *QUICK, *one_more)
+    bind(parse_coefficients((tmp_path / "later.safetensors").read_bytes()), spec)
+
+
+def test_the_compared_lora_is_saved_for_peft(llama: TinyModel, folder: Path, tmp_path: Path) -> None:
+    options = ["--compare", "--lora-output", tmp_path / "loras", "--lora-learning-rate", "0.02", "--json"]
+    report = json.loads(fit(llama, "--data", folder, "--output", tmp_path / "out", *options))
+    assert [row["output"] for row in report[1::2]] == [str(tmp_path / "loras" / name) for name in ("cats", "dogs")]
+    base = tiny_base(llama.folder)
+    opened = open_adapter(tmp_path / "loras" / "cats", site_shapes(base.model))
+    assert (opened.ranks, opened.scales, len(opened.sites)) == ((8,), (1.0,), 14)
+    tokens = torch.arange(2, 42)[None]
+    with torch.no_grad():
+        bare = base.model(tokens).logits
+        with applied_updates(base, {site: opened.update(site) for site in opened.sites}):
+            by_us = base.model(tokens).logits
+        by_peft = PeftModel.from_pretrained(base.model, tmp_path / "loras" / "cats")(tokens).logits
+    torch.testing.assert_close(by_peft, by_us, rtol=1e-4, atol=1e-4)
+    assert (by_us - bare).abs().max() > 0.05, "nothing was learnt that could differ"
+    with pytest.raises(SetupError, match="loras/cats is not empty; name a new folder"):
+        fit(llama, "--data", folder, "--output", tmp_path / "again", *options)
+    assert not (tmp_path / "again").exists(), "refused before anything was trained"
+
+
+def test_options_of_what_is_not_asked_for_are_refused(llama: TinyModel, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="--lora-output needs --compare"):
+        fit(llama, "--data", folder, "--output", tmp_path, "--lora-output", tmp_path / "loras")
+    with pytest.raises(SetupError, match="--n-mix is for --learn-mixing"):
+        fit(llama, "--data", folder, "--output", tmp_path, "--form", "vector", "--n-mix", "2")
+    with pytest.raises(SetupError, match="--learn-mixing goes with --form vector"):
+        fit(llama, "--data", folder, "--output", tmp_path, "--learn-mixing", tmp_path / "b")
+    with pytest.raises(InvalidBasis, match="8 mixing cores from 2 tasks: allowed are 1 to 1"):
+        fit(llama, "--data", folder, "--output", tmp_path, "--form", "vector", "--learn-mixing", tmp_path / "b")
 
 
 def test_resume_without_a_checkpoint_is_refused(llama: TinyModel, folder: Path, tmp_path: Path) -> None:

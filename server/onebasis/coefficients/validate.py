@@ -144,9 +144,15 @@ def _check_residual(residual: Residuals, basis: BasisSpec, limits: ResidualLimit
 
 
 def _mix_core(core: NDArray[np.float32], mixing: NDArray[np.generic], numbers: NDArray[np.float32]) -> None:
-    """core = G_0 + sum_j c_j G_j. core: [k_out, k_in], mixing: [R + 1, k_out, k_in], numbers: [R]."""
+    """core = G_0 + sum_j c_j G_j. core: [k_out, k_in], mixing: [R + 1, k_out, k_in], numbers: [R].
+
+    Summed number by number, one mixing core after the other: in an extended basis, whose mixing cores have zeros
+    beside and below the old ones, the same bits come out.
+    """
     wide = widen(mixing)
-    core[:] = wide[0] + np.tensordot(numbers, wide[1:], axes=1)
+    core[:] = wide[0]
+    for number, direction in zip(numbers, wide[1:], strict=True):
+        core += number * direction
 
 
 def _fill_core(core: NDArray[np.float32], form: str, numbers: NDArray[np.float32], used: tuple[int, int]) -> None:

@@ -101,7 +101,8 @@ def basis_readdress(
     for name, result in written.items():
         (output / name).write_bytes(result.data)
         zeros = f", {result.n_zeros} zeros added" if result.n_zeros else ""
-        say(f"{output / name}: {len(result.data)} bytes, k={result.k}{zeros}")
+        size = "" if result.k is None else f", k={result.k}"
+        say(f"{output / name}: {len(result.data)} bytes{size}{zeros}")
 
 
 def _load(model: Path, name: str | None) -> LoadedBase:

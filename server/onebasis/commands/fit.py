@@ -1,28 +1,32 @@
 """`onebasis fit`: train tasks' coefficients."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.commands.console import BasisOption, ModelOption, ThreadsOption, progress_bars, say, set_threads
 from onebasis.commands.fit_data import output_files, task_files
+from onebasis.commands.fit_outcomes import Outcome, outcomes_as_json, print_outcomes
 from onebasis.core.errors import SetupError
 from onebasis.fitting.data import read_jsonl, split, tokenize
+from onebasis.fitting.low_rank import LowRankUpdate
+from onebasis.fitting.peft.export import check_new, write_adapter
 from onebasis.fitting.training.job import fit_tasks
+from onebasis.fitting.training.learned_mixing import fit_with_mixing
 from onebasis.fitting.training.loop import StepLoss
 from onebasis.fitting.training.lora_baseline import LoraShape, fit_loras
 from onebasis.fitting.training.recipe import FitRecipe
-from onebasis.fitting.training.run import FitReport, Progress, TaskData
+from onebasis.fitting.training.run import SHARED, FitReport, Progress, TaskData
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import LoadedBase, load_base
+
+_N_MIX: Final = 8
 
 
 def fit_command(
@@ -44,6 +48,16 @@ def fit_command(
         typer.Option(help="Data to score on, given like --data; by default a tenth of the data, at most 64 items."),
     ] = None,
     form: Annotated[str, typer.Option(help="core; diag, the diagonal alone; vector, a mix of mixing cores.")] = "core",
+    learn_mixing: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="For --form vector: learn the mixing cores over these tasks too, and write the basis with them here.",
+        ),
+    ] = None,
+    n_mix: Annotated[
+        int | None, typer.Option(help="For --learn-mixing: numbers a site, R. Default: the basis's, 8 if it has none.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1)] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples of each task in a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 1e-2,
@@ -63,6 +77,9 @@ def fit_command(
         bool, typer.Option("--compare", help="Also train a LoRA (r=8, alpha=16, all sites) on the same data and steps.")
     ] = False,
     lora_learning_rate: Annotated[float, typer.Option(min=0.0, help="For --compare.")] = 1e-3,
+    lora_output: Annotated[
+        Path | None, typer.Option(file_okay=False, help="For --compare: save each LoRA as a PEFT adapter, DIR/NAME.")
+    ] = None,
     max_example_tokens: Annotated[int, typer.Option(min=2)] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     threads: ThreadsOption = None,
@@ -70,6 +87,10 @@ def fit_command(
     """Train tasks' coefficients inside a fixed basis."""
     if resume and checkpoint is None:
         raise SetupError("--resume needs --checkpoint, the file to go on from")
+    if lora_output is not None and not compare:
+        raise SetupError("--lora-output needs --compare, which trains the LoRA")
+    if n_mix is not None and learn_mixing is None:
+        raise SetupError("--n-mix is for --learn-mixing; a basis's mixing cores have their number")
     recipe = FitRecipe(
         form=form,
         n_steps=steps,
@@ -85,6 +106,9 @@ def fit_command(
     if held_out and held_out.keys() != files.keys():
         raise SetupError(f"--validation has {', '.join(held_out)}, --data has {', '.join(files)}; give the same tasks")
     outputs = output_files(output, list(files))
+    lora_folders = {} if lora_output is None else {name: lora_output / name for name in files}
+    for folder in lora_folders.values():
+        check_new(folder)
     set_threads(threads)
     base = load_base(model, dtype=torch.bfloat16, device=torch.device("cpu"))
     loaded = load_basis(basis, dtype=torch.bfloat16, device=torch.device("cpu"))
@@ -92,22 +116,28 @@ def fit_command(
         _task_data(base, name, path, held_out.get(name), outputs[name], max_example_tokens, seed)
         for name, path in files.items()
     ]
-    with _step_bars(tasks, steps) as on_step:
+    mixed: BasisSpec | None = None
+    with _step_bars([*files] if learn_mixing is None else [*files, SHARED], steps) as on_step:
         progress = Progress(on_step, checkpoint, save_every, resume)
-        reports = {form: fit_tasks(base, loaded, tasks, recipe, progress)}
+        if learn_mixing is None:
+            fitted = fit_tasks(base, loaded, tasks, recipe, progress)
+        else:
+            count = n_mix or loaded.spec.sites[0].n_mix or _N_MIX
+            mixed, fitted = fit_with_mixing(base, loaded, basis, tasks, recipe, count, learn_mixing, progress)
+    outcomes = [Outcome(form, data.task, report, data.output) for data, report in zip(tasks, fitted, strict=True)]
     if compare:
-        lora = LoraShape()
-        base_scores = [report.base_score for report in reports[form]]
-        with _step_bars(tasks, steps) as on_step:
-            lora_recipe = replace(recipe, learning_rate=lora_learning_rate)
-            loras = fit_loras(base, tasks, lora_recipe, lora, on_step, base_scores=base_scores)
-        reports[f"LoRA r={lora.rank}"] = loras
+        outcomes += _fit_loras(base, tasks, replace(recipe, learning_rate=lora_learning_rate), fitted, lora_folders)
     if checkpoint is not None:
         checkpoint.unlink()
     if as_json:
-        say(json.dumps([_as_json(data, kind, report) for kind, data, report in _rows(reports, tasks)], indent=1))
-    else:
-        _print_table(reports, tasks)
+        say(outcomes_as_json(outcomes))
+        return
+    print_outcomes(outcomes)
+    if mixed is not None:
+        say(
+            f"{learn_mixing}: {len(mixed.sites)} sites with {mixed.sites[0].n_mix} mixing cores learnt on {len(tasks)} "
+            f"tasks, {mixed.size_bytes / 2**20:.1f} MiB, {mixed.digest}"
+        )
 
 
 def _task_data(
@@ -121,52 +151,37 @@ def _task_data(
     return TaskData(name, train, validation, output)
 
 
+def _fit_loras(
+    base: LoadedBase,
+    tasks: Sequence[TaskData],
+    recipe: FitRecipe,
+    fitted: Sequence[FitReport],
+    folders: Mapping[str, Path],
+) -> list[Outcome]:
+    """Each task's LoRA on the same data; `folders` say where to save them, none where they are not."""
+    shape = LoraShape()
+
+    def save(task: str, updates: Mapping[str, LowRankUpdate]) -> None:
+        if task in folders:
+            write_adapter(updates, base.model, folders[task], base_model=base.name, dtype=base.model.dtype)
+
+    with _step_bars([data.task for data in tasks], recipe.n_steps) as on_step:
+        base_scores = [report.base_score for report in fitted]
+        reports = fit_loras(base, tasks, recipe, shape, on_step, base_scores=base_scores, save=save)
+    return [
+        Outcome(f"LoRA r={shape.rank}", data.task, report, folders.get(data.task))
+        for data, report in zip(tasks, reports, strict=True)
+    ]
+
+
 @contextmanager
-def _step_bars(tasks: Sequence[TaskData], n_steps: int) -> Iterator[Callable[[StepLoss], None]]:
-    """A progress bar for each task; what is given takes the news of a step."""
+def _step_bars(names: Sequence[str], n_steps: int) -> Iterator[Callable[[StepLoss], None]]:
+    """A progress bar for each task or what else learns; what is given takes the news of a step."""
     with progress_bars() as progress:
-        bars = {data.task: progress.add_task(data.task, total=n_steps) for data in tasks}
+        bars = {name: progress.add_task(name, total=n_steps) for name in names}
 
         def on_step(step: StepLoss) -> None:
             shown = f"{step.task} loss {step.loss:.3f}"
             progress.update(bars[step.task], completed=step.step, description=shown)
 
         yield on_step
-
-
-Row = tuple[str, TaskData, FitReport]
-
-
-def _rows(reports: dict[str, list[FitReport]], tasks: Sequence[TaskData]) -> list[Row]:
-    """Kind of update, task, report; task after task."""
-    return [(kind, data, of_kind[place]) for place, data in enumerate(tasks) for kind, of_kind in reports.items()]
-
-
-def _print_table(reports: dict[str, list[FitReport]], tasks: Sequence[TaskData]) -> None:
-    table = Table("task", "trained", "bytes", "exact match: base", "task", "items", "loss", "step kept", "of", "s")
-    for kind, data, report in _rows(reports, tasks):
-        run = report.training
-        table.add_row(
-            data.task,
-            kind,
-            str(report.size_bytes),
-            _score(report.base_score),
-            _score(report.task_score),
-            str(report.n_validation),
-            f"{run.first_loss:.3f} -> {run.final_loss:.3f}",
-            str(run.kept_step),
-            str(run.n_steps),
-            f"{run.train_s:.0f}",
-        )
-    console = Console()
-    console.width = max(console.width, 110)
-    console.print(table)
-
-
-def _score(score: float | None) -> str:
-    return "" if score is None else f"{score:.2f}"
-
-
-def _as_json(data: TaskData, kind: str, report: FitReport) -> dict[str, Any]:
-    """One task's report; `output` is null for a LoRA, which is not written."""
-    return asdict(report) | {"trained": kind, "output": None if kind.startswith("LoRA") else str(data.output)}

@@ -1,8 +1,10 @@
-"""Mixing cores for the form `vector`: S_t = G_0 + sum_j c_tj G_j, from the cores of tasks that were trained before."""
+"""Mixing cores for the form `vector`, S_t = G_0 + sum_j c_tj G_j: from the cores of tasks that were trained before, and
+the file of a basis that has them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,27 +59,52 @@ def mix_basis(basis: Path, tasks: Sequence[BoundCoefficients], n_mix: int, outpu
         InvalidBasis: n_mix is not between 1 and the number of tasks less one.
         OSError: a file can't be read or written.
     """
-    if not 1 <= n_mix < len(tasks):
-        raise InvalidBasis(
-            f"{n_mix} mixing cores from {len(tasks)} tasks: allowed are 1 to {len(tasks) - 1}, one less than tasks"
-        )
+    check_n_mix(n_mix, len(tasks))
     spec = read_basis_spec(basis)
-    container = read_container(basis.read_bytes())
     made = _by_site(spec, tasks, n_mix)
-    tensors = {name: tensor for name, tensor in container.tensors.items() if not name.endswith(".G")}
-    tensors |= {f"{name}.G": raw_numbers(f"{name}.G", site.cores) for name, site in made.items()}
     report = {
-        "n_mix": n_mix,
-        "from_basis": spec.digest,
         "from_tasks": [{"task": task.file.task, "digest": task.digest} for task in tasks],
         "in_sample_energy_held_by_site": {name: round(site.energy_held, 4) for name, site in made.items()},
+    }
+    return write_mixing(basis, {name: site.cores for name, site in made.items()}, report, output)
+
+
+def check_n_mix(n_mix: int, n_tasks: int) -> None:
+    """Raises InvalidBasis: so many mixing cores would hold every task's own core, and nothing that they share."""
+    if not 1 <= n_mix < n_tasks:
+        raise InvalidBasis(
+            f"{n_mix} mixing cores from {n_tasks} tasks: allowed are 1 to {n_tasks - 1}, one less than tasks"
+        )
+
+
+def write_mixing(
+    basis: Path, cores: Mapping[str, NDArray[np.float32]], origin: Mapping[str, Any], output: Path
+) -> BasisSpec:
+    """Write `basis` with these mixing cores, in place of any that it has; the factors stay bit by bit.
+
+    Args:
+        cores: G [n_mix + 1, k_out, k_in] of every site.
+        origin: what the new basis's report says of them, beside their count and the basis.
+
+    Raises:
+        OSError: a file can't be read or written.
+    """
+    spec = read_basis_spec(basis)
+    container = read_container(basis.read_bytes())
+    tensors = {name: tensor for name, tensor in container.tensors.items() if not name.endswith(".G")}
+    tensors |= {f"{name}.G": raw_numbers(f"{name}.G", mixing) for name, mixing in cores.items()}
+    sites = tuple(replace(site, n_mix=len(cores[site.name]) - 1) for site in spec.sites)
+    report = {
+        "n_mix": sites[0].n_mix,
+        "from_basis": spec.digest,
         "tool": f"onebasis {__version__}",
+        **origin,
     }
     metadata = basis_metadata(
         kind=spec.kind,
         base_model=spec.base_model,
         base_fingerprint=spec.base_fingerprint,
-        sites=tuple(replace(site, n_mix=n_mix) for site in spec.sites),
+        sites=sites,
         report={**spec.report, "mixing": report},
     )
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def plan_vector_expansion(mixing: Sequence[Tensor], is_used: Sequence[bool]) -> 
 
 
 def expand_vector(numbers: Tensor, expansion: VectorExpansion) -> Tensor:
-    """[n_core_numbers] float32, the full cores of a task.
+    """[n_core_numbers] float32, the full cores of a task, summed in the order of the mixing cores as on the host.
 
     Args:
         numbers: [n_numbers] of any float dtype, on the device of the mixing cores.
@@ -56,9 +56,11 @@ def expand_vector(numbers: Tensor, expansion: VectorExpansion) -> Tensor:
         raise ValueError(f"numbers: needed {[expansion.n_numbers]}, found {list(numbers.shape)}")
     cores = torch.zeros(expansion.n_core_numbers, dtype=torch.float32, device=numbers.device)
     for part in expansion.parts:
-        mixing = part.mixing.float()
-        own = numbers[part.numbers].float().unsqueeze(1)
-        cores[part.places] = torch.baddbmm(mixing[:, :1], own, mixing[:, 1:]).squeeze(1)
+        own = numbers[part.numbers].float()
+        mixed = part.mixing[:, 0].float()
+        for j in range(own.shape[1]):
+            mixed = mixed + own[:, j, None] * part.mixing[:, j + 1].float()
+        cores[part.places] = mixed
     return cores
 
 

@@ -1,14 +1,14 @@
 """Old coefficient files in an extended basis: the same bits as in their own, by the engine's steps, alone and mixed."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from onebasis.coefficients.basis_file import BasisSpec
+from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
 from onebasis.coefficients.format import parse_coefficients, write_coefficients
 from onebasis.coefficients.validate import bind, n_coefficients
 from onebasis.core.request import ResolvedTask
@@ -16,6 +16,7 @@ from onebasis.fitting.basis.extend import check_rows, open_old_basis
 from onebasis.fitting.basis.fleet import FleetRecipe, build_fleet_basis
 from onebasis.fitting.basis.readdress import readdress
 from onebasis.fitting.basis.sizes import ByteBudget, FixedSize
+from onebasis.fitting.mixing import write_mixing
 from onebasis.kernels.cpu.library import Library
 from onebasis.model.factors import Basis, load_basis
 from onebasis.model.loader import LoadedBase
@@ -61,10 +62,15 @@ def file_of(
     return write_coefficients(values, form=form, k=k, sites=sites, **made_for)
 
 
-def extend(base: LoadedBase, folder: Path, old_size: FixedSize, new_size: FixedSize, dtype: torch.dtype) -> Extension:
+def extend(
+    base: LoadedBase, folder: Path, old_size: FixedSize, new_size: FixedSize, dtype: torch.dtype, *, n_mix: int = 0
+) -> Extension:
+    """With `n_mix` the old basis has mixing cores, and a vector is the last of the files."""
     fleets = [random_fleet(base, 4, seed=seed) for seed in (1, 2)]
     paths = [folder / "old", folder / "new"]
     build_fleet_basis(base, fleets[0], FleetRecipe(old_size), path=paths[0], old=None, progress=lambda *_: None)
+    if n_mix:
+        add_mixing(paths[0], n_mix)
     old = open_old_basis(paths[0], base)
     build_fleet_basis(base, fleets[1], FleetRecipe(new_size), path=paths[1], old=old, progress=lambda *_: None)
     before, after = (load_basis(path, dtype=dtype, device=CPU) for path in paths)
@@ -74,8 +80,17 @@ def extend(base: LoadedBase, folder: Path, old_size: FixedSize, new_size: FixedS
         file_of(before.spec, 2, k=3, dtype=np.float32),
         file_of(before.spec, 3, "diag", sites=some),
     ]
+    if n_mix:
+        files[1] = file_of(before.spec, 4, "vector")
     lineage = check_rows(paths[1], after.spec)
     return Extension(base, before, after, [(data, readdress(data, after.spec, lineage).data) for data in files])
+
+
+def add_mixing(path: Path, n_mix: int) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {site.name: (n_mix + 1, site.k_out, site.k_in) for site in read_basis_spec(path).sites}
+    cores = {name: (0.5 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    write_mixing(path, cores, {"origin": "a test"}, path)
 
 
 def arrivals_of(tasks: list[ResolvedTask | None]):
@@ -134,6 +149,44 @@ def test_old_files_keep_every_bit(path: str, sizes: tuple[FixedSize, FixedSize],
     assert torch.equal(*found)
     bare = extension.run([(0, make_request("bare", prompt(9, seed=5), max_tokens=6))], extended=True, library=library)
     assert not torch.equal(found[0], bare["bare"].logits[: len(found[0])]), "the task must matter"
+
+
+@pytest.mark.parametrize("path", ["native", "torch float32", "torch bfloat16"])
+def test_old_vectors_keep_every_bit_in_an_extension_that_grows_their_mixing_cores(path: str, tmp_path: Path) -> None:
+    dtype = torch.float32 if path == "torch float32" else torch.bfloat16
+    base = tiny_base("llama") if path == "torch float32" else rounded_base("llama")
+    library = native_library() if path == "native" else None
+    extension = extend(base, tmp_path, FixedSize(5, 7), FixedSize(8, 9), dtype, n_mix=5)
+    spec = extension.new.spec
+    assert {site.n_mix for site in spec.sites} == {5}
+    assert spec.report["mixing"]["origin"] == "a test"
+    before = extension.run(arrivals_of(extension.tasks(extended=False)), extended=False, library=library)
+    after = extension.run(arrivals_of(extension.tasks(extended=True)), extended=True, library=library)
+    for name, trace in before.items():
+        assert torch.equal(after[name].logits, trace.logits)
+    vectors = [
+        make_request("r", prompt(9, seed=5), max_tokens=6, task=extension.tasks(extended=e)[1]) for e in (False, True)
+    ]
+    found = [extension.run([(0, vectors[e])], extended=e, library=library)["r"].logits for e in (False, True)]
+    assert torch.equal(*found)
+    bare = extension.run([(0, make_request("bare", prompt(9, seed=5), max_tokens=6))], extended=True, library=library)
+    assert not torch.equal(found[0], bare["bare"].logits[: len(found[0])]), "the task must matter"
+
+
+def test_a_site_that_the_old_basis_had_not_gets_mixing_cores_of_zeros(tmp_path: Path) -> None:
+    base = tiny_base("llama")
+    fleet, path = random_fleet(base, 4, seed=1), tmp_path / "old"
+    some = [replace(one, updates=dict([*one.updates.items()][1:])) for one in fleet]
+    build_fleet_basis(base, some, FleetRecipe(FixedSize(4, 4)), path=path, old=None, progress=lambda *_: None)
+    add_mixing(path, 3)
+    recipe, old = FleetRecipe(FixedSize(6, 6)), open_old_basis(path, base)
+    new = build_fleet_basis(base, fleet, recipe, path=tmp_path / "new", old=old, progress=lambda *_: None)
+    assert len(new.sites) == len(old.spec.sites) + 1
+    for name, cores in new.mixing.items():
+        assert cores.shape == (4, 6, 6)
+        assert not cores[:, 4:].any()
+        assert not cores[:, :, 4:].any()
+        assert cores.any() == (name in old.spec.mixing)
 
 
 def test_beside_tasks_of_the_new_rows_old_ones_keep_every_bit_natively(tmp_path: Path) -> None:

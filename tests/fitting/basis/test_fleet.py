@@ -278,15 +278,6 @@ def test_only_a_basis_of_this_base_is_extended(build: Build, base, tmp_path: Pat
         weight[0, 0] -= 1
 
 
-def test_a_basis_with_mixing_cores_is_not_extended(build: Build, base, tmp_path: Path) -> None:
-    build(name="old")
-    found = read_container((tmp_path / "old").read_bytes())
-    mixing = RawTensor("F32", (3, 6, 6), bytes(4 * 3 * 36))
-    (tmp_path / "old").write_bytes(write_container(Container(found.metadata, {**found.tensors, f"{Q0}.G": mixing})))
-    with pytest.raises(InvalidBasis, match="it has mixing cores, which can't grow"):
-        build(FleetRecipe(FixedSize(8, 8)), old=tmp_path / "old")
-
-
 def test_rows_that_were_tampered_with_are_noticed(build: Build, base, tmp_path: Path) -> None:
     build(name="old")
     spec = build(FleetRecipe(FixedSize(8, 8)), random_fleet(base, 3, seed=1), old=tmp_path / "old", name="new")

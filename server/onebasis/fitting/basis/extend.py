@@ -1,18 +1,19 @@
 """A basis to which rows are appended: its own stay the first ones, bit by bit."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
 from onebasis.coefficients.basis_file import BasisSpec
-from onebasis.coefficients.container import read_header
-from onebasis.coefficients.lineage import Ancestor, ancestors
-from onebasis.core.errors import CoefficientError, InvalidBasis
+from onebasis.coefficients.lineage import Ancestor, ancestors, mixing_digest
+from onebasis.core.errors import InvalidBasis
 from onebasis.core.ids import Digest
 from onebasis.fitting.basis.hosvd import SiteRows
 from onebasis.fitting.basis.leading import orthonormal
@@ -43,20 +44,39 @@ class OldBasis:
     def lineage(self) -> tuple[Ancestor, ...]:
         """What the extended basis will have to say of its origin: this basis, and those it extends itself."""
         sizes = {site.name: (site.k_out, site.k_in) for site in self.spec.sites}
-        own = Ancestor(self.spec.digest, rows_digest(self.path, sizes), self.spec.base_fingerprint, sizes)
+        own = Ancestor(
+            self.spec.digest,
+            rows_digest(self.path, sizes),
+            self.spec.base_fingerprint,
+            sizes,
+            mixing_digest(self.spec.mixing),
+        )
         return own, *ancestors(self.spec)
+
+    def extended_mixing(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, NDArray[np.generic]]:
+        """Its mixing cores with zeros at the new rows, all of them zero at new sites; empty if it has none.
+
+        Args:
+            sizes: (k_out, k_in) of the extended basis by site.
+        """
+        if not self.spec.has_mixing_cores:
+            return {}
+        usual = self.spec.mixing[self.spec.sites[0].name]
+        grown: dict[str, NDArray[np.generic]] = {}
+        for site, size in sizes.items():
+            old = self.spec.mixing.get(site, usual[:, :0, :0])
+            n_rows, k_out, k_in = old.shape
+            grown[site] = np.zeros((n_rows, *size), old.dtype)
+            grown[site][:, :k_out, :k_in] = old
+        return grown
 
 
 def open_old_basis(path: Path, base: LoadedBase) -> OldBasis:
     """Read the basis to extend.
 
     Raises:
-        InvalidBasis: it is malformed, made for other base weights, or has mixing cores.
+        InvalidBasis: it is malformed, or made for other base weights.
     """
-    if any(name.endswith(".G") for name in _tensor_names(path)):
-        raise InvalidBasis(
-            f"basis {path}: it has mixing cores, which can't grow; extend the basis before they are made"
-        )
     basis = load_basis(path, dtype=torch.float32, device=torch.device("cpu"))
     checked_fingerprint(base.model, basis)
     with safe_open(path, framework="pt") as file:
@@ -65,13 +85,6 @@ def open_old_basis(path: Path, base: LoadedBase) -> OldBasis:
             for site in basis.spec.sites
         }
     return OldBasis(path, basis.spec, factors)
-
-
-def _tensor_names(path: Path) -> Collection[str]:
-    try:
-        return read_header(path).shapes.keys()
-    except CoefficientError as error:
-        raise InvalidBasis(f"basis {path}: {error}") from error
 
 
 def rows_digest(path: Path, sizes: Mapping[str, tuple[int, int]]) -> Digest:

@@ -106,7 +106,10 @@ def build_fleet_basis(
     lineage = () if old is None else old.lineage()
     report = fleet_report(ordered, seed_groups(ordered), recipe.weights, recipe.n_sweeps, outcomes, factors, lineage)
     kind = "mixed" if recipe.n_base_rows else "fleet"
-    spec = write_basis(path, base, factors, kind=kind, report=report | {"kind": kind})
+    mixing = {} if old is None else old.extended_mixing(sizes)
+    if old is not None and mixing:
+        report["mixing"] = old.spec.report.get("mixing", {})
+    spec = write_basis(path, base, factors, kind=kind, report=report | {"kind": kind}, mixing=mixing)
     check_rows(path, spec)
     return spec
 

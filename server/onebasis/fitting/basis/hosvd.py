@@ -109,8 +109,12 @@ def _rows_of(x: Tensor, k: int, fixed: Tensor) -> tuple[Tensor, tuple[float, ...
 def _seen(stack: SiteStack, near: Tensor, fixed: Tensor, rows: Tensor, far: Tensor) -> Tensor:
     """[n, d] rows of the far side, whose Gram matrix is that of all updates as seen through rows of the near side."""
     through = (near @ torch.cat([fixed, rows]).T) * stack.sigma.unsqueeze(1)
-    parts = [far[:0]]  # there may be no update at all
-    for seen, block in zip(torch.split(through, stack.ranks), torch.split(far, stack.ranks), strict=True):
-        mixed = seen.T if seen.shape[1] < seen.shape[0] else torch.linalg.qr(seen.T).R  # as few rows as it has
-        parts.append(mixed @ block)
-    return torch.cat(parts)
+    n_rows = [min(seen.shape) for seen in torch.split(through, stack.ranks)]  # as few as an update has
+    found = far.new_empty(sum(n_rows), far.shape[1])  # filled in place: the pieces and their sum are too much at once
+    pieces = (
+        torch.split(tensor, sizes) for tensor, sizes in ((through, stack.ranks), (far, stack.ranks), (found, n_rows))
+    )
+    for seen, block, place in zip(*pieces, strict=True):
+        mixed = seen.T if seen.shape[1] < seen.shape[0] else torch.linalg.qr(seen.T).R
+        torch.mm(mixed, block, out=place)
+    return found

@@ -13,17 +13,21 @@ from onebasis.coefficients.container import Container, RawTensor, read_container
 from onebasis.coefficients.format import CoefficientFile, parse_coefficients
 from onebasis.coefficients.lineage import Ancestor
 from onebasis.coefficients.validate import bind, n_coefficients
-from onebasis.core.errors import WrongBasis
+from onebasis.core.errors import InvalidBasis, WrongBasis
 
 _TENSOR: Final = "coefficients"
 
 
 @dataclass(frozen=True, slots=True)
 class Readdressed:
-    """A file for the extended basis. n_zeros: numbers that had to be added because sites grew by different counts."""
+    """A file for the extended basis.
+
+    k: rows of it that the file uses; None for a vector, which mixing cores lower to a core.
+    n_zeros: numbers that had to be added because sites grew by different counts.
+    """
 
     data: bytes
-    k: int
+    k: int | None
     n_zeros: int
 
 
@@ -32,13 +36,15 @@ def readdress(data: bytes, extended: BasisSpec, lineage: Sequence[Ancestor]) -> 
 
     The file says which prefix of the rows it uses. One number has to do for all sites and both sides of a core, so
     where an old core is smaller than the prefix it gets zeros. Numbers keep their width; everything else in the file
-    stays, and its provenance tells the digest of the old file.
+    stays, and its provenance tells the digest of the old file. The numbers of a vector weigh the old mixing cores,
+    which have zeros at the new rows; nothing about them changes.
 
     Args:
         lineage: what `extended` extends, checked by `check_rows`.
 
     Raises:
         WrongBasis: the file's basis is not among those.
+        InvalidBasis: the file is a vector, and `extended` has other mixing cores than its basis.
         CoefficientError: the file does not fit its own basis.
     """
     file = parse_coefficients(data)
@@ -46,17 +52,22 @@ def readdress(data: bytes, extended: BasisSpec, lineage: Sequence[Ancestor]) -> 
     if ancestor is None:
         raise WrongBasis(found=file.basis, loaded=extended.digest)
     old = ancestor.spec(extended)
+    if file.form == "vector" and ancestor.mixing_digest is not None and not old.has_mixing_cores:
+        raise InvalidBasis(
+            f"basis {extended.digest}: it has other mixing cores than {file.basis}, which this vector weighs; "
+            f"give one that has them still, or fit the task again"
+        )
     bind(file, old)
     sites = [site for site in old.sites if file.sites is None or site.name in file.sites]
-    k = max(_extent(file, site) for site in sites)
-    numbers = _at_prefix(file, sites, k, extended)
+    k, numbers = _at_prefix(file, sites, extended)
     container = read_container(data)
     metadata = dict(container.metadata) | {
         "basis": extended.digest,
         "base_fingerprint": extended.base_fingerprint,
-        "k": str(k),
         "provenance": _compact({**file.provenance, "readdressed_from": {"file": file.digest, "basis": file.basis}}),
     }
+    if k is not None:
+        metadata["k"] = str(k)
     if len(sites) < len(extended.sites):
         metadata["sites"] = _compact([site.name for site in sites])
     tensor = RawTensor(container.tensors[_TENSOR].dtype, numbers.shape, numbers.tobytes())
@@ -71,8 +82,13 @@ def _extent(file: CoefficientFile, site: SiteSpec) -> int:
     return min(rows, columns) if file.form == "diag" else max(rows, columns)
 
 
-def _at_prefix(file: CoefficientFile, sites: Sequence[SiteSpec], k: int, extended: BasisSpec) -> NDArray[np.generic]:
-    """The numbers as the extended basis wants them under a prefix of k rows."""
+def _at_prefix(
+    file: CoefficientFile, sites: Sequence[SiteSpec], extended: BasisSpec
+) -> tuple[int | None, NDArray[np.generic]]:
+    """The prefix of rows that does for all these sites, and the numbers as the extended basis wants them under it."""
+    if file.form == "vector":
+        return None, file.values
+    k = max(_extent(file, site) for site in sites)
     now = {site.name: site for site in extended.sites}
     parts: list[NDArray[np.generic]] = []
     taken = 0
@@ -88,7 +104,7 @@ def _at_prefix(file: CoefficientFile, sites: Sequence[SiteSpec], k: int, extende
             part = np.zeros(now[site.name].core_shape(k), old.dtype)
             part[:rows, :columns] = old.reshape(rows, columns)
         parts.append(part.ravel())
-    return np.concatenate(parts)
+    return k, np.concatenate(parts)
 
 
 def _compact(value: object) -> str:

@@ -49,18 +49,41 @@ def stack_updates(updates: Iterable[tuple[LowRankUpdate, float]], *, d_out: int,
 
     An update that is zero takes no rows and has the norm 0. There may be nothing else.
     """
-    lefts, rights = [torch.empty(0, d_out, dtype=torch.float64)], [torch.empty(0, d_in, dtype=torch.float64)]
+    left, right = _Rows(d_out), _Rows(d_in)
     sigmas = [torch.empty(0, dtype=torch.float64)]
     ranks, norms, weights = [], [], []
     for update, weight in updates:
-        left, sigma, right = compact_svd(update)
+        us, sigma, vs = compact_svd(update)
         norm = float(torch.linalg.vector_norm(sigma))
         keep = sigma > _NEGLIGIBLE * sigma[0]
-        lefts.append(left.T[keep])
-        rights.append(right[keep])
+        left.append(us.T[keep])
+        right.append(vs[keep])
         sigmas.append(sigma[keep] * (weight / (norm or 1.0)))
         ranks.append(int(keep.sum()))
         norms.append(norm)
         weights.append(weight)
-    left, lefts = torch.cat(lefts), []  # the pieces go before the other side is joined
-    return SiteStack(left, torch.cat(sigmas), torch.cat(rights), ranks, tuple(norms), tuple(weights))
+    return SiteStack(left.all, torch.cat(sigmas), right.all, ranks, tuple(norms), tuple(weights))
+
+
+class _Rows:
+    """Rows [n, d] float64 that come in blocks, in one piece of memory that is doubled when it is full.
+
+    Of thousands of small pieces, joined at the end, the process would keep the memory although they are freed.
+    """
+
+    def __init__(self, d: int) -> None:
+        self._space = torch.empty(64, d, dtype=torch.float64)
+        self._n = 0
+
+    @property
+    def all(self) -> Tensor:
+        return self._space[: self._n]
+
+    def append(self, rows: Tensor) -> None:
+        end = self._n + len(rows)
+        if end > len(self._space):
+            wider = self._space.new_empty(max(2 * len(self._space), end), rows.shape[1])
+            wider[: self._n] = self.all
+            self._space = wider
+        self._space[self._n : end] = rows
+        self._n = end

@@ -1,4 +1,4 @@
-"""A task as a plain PEFT LoRA adapter, exact: dW = B A with alpha = r, its residual stacked in."""
+"""A plain PEFT LoRA adapter, dW = B A with alpha = r: of a task, exact, its residual stacked in; of a trained LoRA."""
 
 import json
 import re
@@ -46,15 +46,40 @@ def export_peft(
         SetupError: the folder has files, or the task changes nothing, which PEFT can't say.
         OSError: it can't be written.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise SetupError(f"{folder} is not empty; name a new folder")
+    check_new(folder)
     updates = _updates(task, basis)
     if not updates:
         raise SetupError("the task's coefficients are all zero: there is no adapter that changes nothing")
+    return write_adapter(updates, model, folder, base_model=base_model)
+
+
+def check_new(folder: Path) -> None:
+    """Raises SetupError for a folder that has files."""
+    if folder.exists() and any(folder.iterdir()):
+        raise SetupError(f"{folder} is not empty; name a new folder")
+
+
+def write_adapter(
+    updates: Mapping[str, LowRankUpdate],
+    model: nn.Module,
+    folder: Path,
+    *,
+    base_model: str,
+    dtype: torch.dtype = torch.float32,
+) -> ExportReport:
+    """Write updates by site as a PEFT LoRA. Their scales are folded in, so alpha = r.
+
+    Args:
+        base_model: what the configuration calls the model.
+        dtype: of the written numbers.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
     tensors: dict[str, Tensor] = {}
     for site, update in updates.items():
-        tensors[f"base_model.model.{site}.lora_A.weight"] = update.a.contiguous()
-        tensors[f"base_model.model.{site}.lora_B.weight"] = update.b.contiguous()
+        tensors[f"base_model.model.{site}.lora_A.weight"] = update.a.to(dtype).contiguous()
+        tensors[f"base_model.model.{site}.lora_B.weight"] = update.b.to(dtype).contiguous()
     ranks = {site: update.rank for site, update in updates.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS_NAME).write_bytes(save(tensors, metadata={"format": "pt"}))

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from onebasis import __version__
+from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.format import write_coefficients
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import Scorer, exact_match, score
@@ -15,7 +16,7 @@ from onebasis.fitting.training.answers import check_window
 from onebasis.fitting.training.loop import StepLoss
 from onebasis.fitting.training.recipe import FitRecipe
 from onebasis.fitting.training.run import FitReport, Progress, TaskData, TrainedTask, data_digest, train_tasks
-from onebasis.fitting.training.sites import trainable_sites
+from onebasis.fitting.training.sites import TrainedTasks, trainable_sites
 from onebasis.model.factors import Basis, checked_fingerprint
 from onebasis.model.loader import LoadedBase
 
@@ -62,30 +63,56 @@ def fit_tasks(
         SetupError: the training diverged; evaluations without validation items; a checkpoint of another run.
         OSError: a file can't be written.
     """
+    check_tasks(base, basis, tasks)
+    with trainable_sites(base, basis, recipe.form, len(tasks)) as trained:
+        results = train_tasks(base, trained, tasks, recipe, progress, basis.spec.digest)
+        return store_tasks(base, trained, basis.spec, tasks, recipe, results, is_correct=is_correct, metric=metric)
+
+
+def check_tasks(base: LoadedBase, basis: Basis, tasks: Sequence[TaskData]) -> None:
+    """Refuse what can't be trained, and make the folders of what will be written.
+
+    Raises:
+        InvalidBasis: the basis was made for other base weights.
+        InvalidData: an example is longer than the model's attention window.
+        OSError: a folder can't be made.
+    """
     checked_fingerprint(base.model, basis)
     for data in tasks:
         check_window(base, [*data.train, *data.validation])
         data.output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def store_tasks(
+    base: LoadedBase,
+    trained: TrainedTasks,
+    basis: BasisSpec,
+    tasks: Sequence[TaskData],
+    recipe: FitRecipe,
+    results: Sequence[TrainedTask],
+    *,
+    is_correct: Scorer = exact_match,
+    metric: str = "exact_match",
+) -> list[FitReport]:
+    """Score and write each task as it is in `trained`, in float16, for `basis`. Raises OSError."""
     reports: list[FitReport] = []
-    with trainable_sites(base, basis, recipe.form, len(tasks)) as trained:
-        for place, result in enumerate(train_tasks(base, trained, tasks, recipe, progress, basis.spec.digest)):
-            data = tasks[place]
-            values = trained.tasks[place].stored()
-            trained.tasks[place].load(values)
-            base_score = score(base, data.validation, is_correct=is_correct) if data.validation else None
-            with trained.use(place):
-                task_score = score(base, data.validation, is_correct=is_correct) if data.validation else None
-            scores = {"metric": metric, "n": len(data.validation), "base": base_score, "task": task_score}
-            content = write_coefficients(
-                values,
-                form=recipe.form,
-                basis=basis.spec.digest,
-                base_fingerprint=basis.spec.base_fingerprint,
-                task=data.task,
-                provenance=_provenance(base, tasks, place, recipe, result) | {"scores": scores},
-            )
-            data.output.write_bytes(content)
-            reports.append(FitReport(result, len(content), len(data.validation), base_score, task_score))
+    for place, (data, result) in enumerate(zip(tasks, results, strict=True)):
+        values = trained.tasks[place].stored()
+        trained.tasks[place].load(values)
+        base_score = score(base, data.validation, is_correct=is_correct) if data.validation else None
+        with trained.use(place):
+            task_score = score(base, data.validation, is_correct=is_correct) if data.validation else None
+        scores = {"metric": metric, "n": len(data.validation), "base": base_score, "task": task_score}
+        content = write_coefficients(
+            values,
+            form=recipe.form,
+            basis=basis.digest,
+            base_fingerprint=basis.base_fingerprint,
+            task=data.task,
+            provenance=_provenance(base, tasks, place, recipe, result) | {"scores": scores},
+        )
+        data.output.write_bytes(content)
+        reports.append(FitReport(result, len(content), len(data.validation), base_score, task_score))
     return reports
 
 

@@ -6,15 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
 
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.training.answers import AnswerLoss
 from onebasis.fitting.training.checkpoint import Checkpoint
 from onebasis.fitting.training.learner import Evaluation, Learner
-from onebasis.fitting.training.loop import StepLoss, optimise
+from onebasis.fitting.training.loop import LossFunction, StepLoss, TaskBatch, optimise
 from onebasis.fitting.training.recipe import FitRecipe
 from onebasis.fitting.training.sites import TrainedTasks
+from onebasis.fitting.training.task_numbers import TaskNumbers
 from onebasis.model.loader import LoadedBase
+
+SHARED: Final = "mixing cores"
+"""Whose news the steps of numbers are that tasks share. No task can have this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +86,15 @@ def train_tasks(
     recipe: FitRecipe,
     progress: Progress,
     start: str,
+    *,
+    shared: TaskNumbers | None = None,
 ) -> list[TrainedTask]:
     """Train all tasks side by side; leaves the numbers to keep in `trained`.
 
     Args:
         start: identity of what the sites start from, such as a basis; a checkpoint of another start is refused.
+        shared: numbers on which every task's loss depends, learnt beside the tasks' own on the same schedule. For
+            recipes without evaluations: a task's best step would be one whose shared numbers the others changed.
 
     Raises:
         SetupError: the training diverged; evaluations without validation examples; a checkpoint of another run.
@@ -99,8 +111,12 @@ def train_tasks(
         )
         for place, data in enumerate(tasks)
     ]
+    loss_of: LossFunction[TokenExample] = loss
+    if shared is not None:
+        learners.append(Learner(SHARED, shared, (), recipe))
+        loss_of = partial(_with_mean, loss)
     if progress.checkpoint is None:
-        train_s = optimise(learners, loss, progress.on_step)
+        train_s = optimise(learners, loss_of, progress.on_step)
     else:
         checkpoint = Checkpoint(progress.checkpoint, _identity(tasks, recipe, start))
         if progress.resume:
@@ -110,7 +126,7 @@ def train_tasks(
             if n_rounds % progress.save_every == 0:
                 checkpoint.save(learners)
 
-        train_s = optimise(learners, loss, progress.on_step, after_round)
+        train_s = optimise(learners, loss_of, progress.on_step, after_round)
         checkpoint.save(learners)
     return [
         TrainedTask(
@@ -122,8 +138,15 @@ def train_tasks(
             evaluations=tuple(learner.evaluations),
             train_s=train_s,
         )
-        for learner in learners
+        for learner in learners[: len(tasks)]
     ]
+
+
+def _with_mean(loss: AnswerLoss, batches: Sequence[TaskBatch[TokenExample]]) -> list[Tensor]:
+    """The tasks' losses and, last, their mean: news alone, as shared numbers have their gradient from the others."""
+    *of_tasks, _ = batches
+    losses = loss(of_tasks)
+    return [*losses, torch.stack(losses).detach().mean()]
 
 
 def data_digest(examples: Sequence[TokenExample]) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.validate import n_coefficients
 from onebasis.core.errors import SetupError
 from onebasis.fitting.training.task_numbers import TaskNumbers
@@ -114,21 +114,33 @@ class BasisSite(TrainableSite):
 
 
 @contextmanager
-def trainable_sites(base: LoadedBase, basis: Basis, form: str, n_tasks: int = 1) -> Iterator[TrainedTasks]:
+def trainable_sites(
+    base: LoadedBase, basis: Basis, form: str, n_tasks: int = 1, *, learned: TaskNumbers | None = None
+) -> Iterator[TrainedTasks]:
     """Put a trainable site in place of each of the basis's layers; the model is as before when the block ends.
 
     All numbers start at zero: dW is zero then, or G_0, the mean of the tasks behind the mixing cores.
+
+    Args:
+        learned: of form `vector`: mixing cores [n_mix + 1, k_out, k_in], a part a site, in place of the basis's own.
 
     Raises:
         SetupError: form `vector` on a basis without mixing cores.
     """
     spec = basis.spec
-    if form == "vector" and not spec.has_mixing_cores:
-        raise SetupError(f"form 'vector': basis {spec.digest} has no mixing cores; make one with `onebasis basis mix`")
-    shapes = [site.core_shape() if form == "core" else (n_coefficients(form, site, None),) for site in spec.sites]
+    if form != "vector":
+        mixing: Mapping[str, Tensor] = {}
+        shapes = [site.core_shape() if form == "core" else (n_coefficients(form, site, None),) for site in spec.sites]
+    else:
+        mixing = own_mixing(spec) if learned is None else dict(zip(basis.factors, learned, strict=True))
+        if not mixing:
+            raise SetupError(
+                f"form 'vector': basis {spec.digest} has no mixing cores; make one with `onebasis basis mix`, "
+                f"or learn them with --learn-mixing"
+            )
+        shapes = [(len(cores) - 1,) for cores in mixing.values()]
     trained = TrainedTasks([TaskNumbers(shapes) for _ in range(n_tasks)])
     layers = {site.name: site_layer(base.model, site.name) for site in spec.sites}
-    mixing = {name: _mixing(cores) for name, cores in spec.mixing.items()} if form == "vector" else {}
     sites = {
         name: BasisSite(layer, trained, index, basis.factors[name], mixing.get(name))
         for index, (name, layer) in enumerate(layers.items())
@@ -149,5 +161,6 @@ def in_place_of(base: LoadedBase, layers: Mapping[str, nn.Linear], sites: Mappin
             base.model.set_submodule(name, layer)
 
 
-def _mixing(cores: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(cores.astype(np.float32))
+def own_mixing(spec: BasisSpec) -> dict[str, Tensor]:
+    """The basis's own mixing cores [n_mix + 1, k_out, k_in] float32 by site; empty where it has none."""
+    return {site.name: torch.from_numpy(spec.mixing[site.name].astype(np.float32)) for site in spec.sites if site.n_mix}
