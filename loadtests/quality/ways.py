@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from loadtests.quality.material import Fleet
 from onebasis.fitting.core_updates import core_updates
 from onebasis.fitting.fidelity import Updates
-from onebasis.fitting.low_rank import LowRankUpdate, compact_svd
-from onebasis.fitting.projection import best_of_rank, project, remainder
+from onebasis.fitting.low_rank import best_of_rank
+from onebasis.fitting.projection import project, remainder
 from onebasis.fitting.report.ways import added, factor_bytes, largest_triplets, scaled
+from onebasis.fitting.report.ways import null_of as null_of  # a way of the sweep like those below
 from onebasis.model.factors import Basis
 
 BYTES_PER_NUMBER = 2  # what every way is stored in: float16 or bfloat16
@@ -63,12 +62,6 @@ def mean_and_import(updates: Updates, mean: Updates, basis: Basis) -> Answerer:
     return Answerer({site: added([mean[site], inside[site]]) for site in updates}, size)
 
 
-def null_of(updates: Updates, seed: int) -> Updates:
-    """The adapter's singular values between directions drawn at random."""
-    generator = torch.Generator().manual_seed(seed)
-    return {site: _random_directions(update, generator) for site, update in updates.items()}
-
-
 def own_triplets(updates: Updates, size_bytes: int) -> Answerer:
     """The adapter's own singular triplets, of all sites, by energy per byte, as many as fit."""
     kept = largest_triplets(updates, size_bytes)
@@ -78,10 +71,3 @@ def own_triplets(updates: Updates, size_bytes: int) -> Answerer:
 def core_bytes(updates: Updates, k: int) -> int:
     """Of a core of this k at every site of an adapter."""
     return BYTES_PER_NUMBER * k * k * len(updates)
-
-
-def _random_directions(update: LowRankUpdate, generator: torch.Generator) -> LowRankUpdate:
-    _, sigma, _ = compact_svd(update)
-    left = torch.linalg.qr(torch.randn(update.b.shape[0], len(sigma), generator=generator)).Q
-    right = torch.linalg.qr(torch.randn(update.a.shape[1], len(sigma), generator=generator)).Q
-    return LowRankUpdate(b=left * sigma.float(), a=right.T)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from onebasis.fitting.basis.base_only import BasisKind
-from onebasis.fitting.low_rank import LowRankUpdate
-from onebasis.fitting.projection import best_of_rank, project, remainder
+from onebasis.fitting.low_rank import LowRankUpdate, best_of_rank
+from onebasis.fitting.projection import project, remainder
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.loader import LoadedBase
 from tests.fitting.tiny import tiny_basis

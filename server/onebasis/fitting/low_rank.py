@@ -38,3 +38,15 @@ def compact_svd(update: LowRankUpdate) -> tuple[Tensor, Tensor, Tensor]:
     q_a, r_a = torch.linalg.qr(update.a.double().T)
     left, sigma, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     return q_b @ left, sigma, right @ q_a.T
+
+
+def balanced(left: Tensor, sigma: Tensor, right: Tensor) -> LowRankUpdate:
+    """left diag(sigma) right, its singular values shared evenly between both factors."""
+    root = sigma.sqrt()
+    return LowRankUpdate(b=(left * root).float(), a=(root.unsqueeze(1) * right).float())
+
+
+def best_of_rank(update: LowRankUpdate, rank: int) -> LowRankUpdate:
+    """The nearest update of a rank, in the Frobenius norm of dW."""
+    left, sigma, right = compact_svd(update)
+    return balanced(left[:, :rank], sigma[:rank], right[:rank])

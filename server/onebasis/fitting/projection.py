@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onebasis.coefficients.basis_file import SiteSpec
-from onebasis.fitting.low_rank import LowRankUpdate, compact_svd
+from onebasis.fitting.low_rank import LowRankUpdate
 from onebasis.model.factors import Basis, SiteFactors
 
 
@@ -103,13 +103,6 @@ def remainder(update: LowRankUpdate, core: Tensor, factors: SiteFactors) -> LowR
         b=torch.cat([update.b.double(), -(factors.u.double().T @ core.double())], dim=1),
         a=torch.cat([update.a.double(), factors.v.double()], dim=0),
     )
-
-
-def best_of_rank(update: LowRankUpdate, rank: int) -> LowRankUpdate:
-    """The nearest update of a rank, float32; its singular values are shared evenly between both factors."""
-    left, sigma, right = compact_svd(update)
-    root = sigma[:rank].sqrt()
-    return LowRankUpdate(b=(left[:, :rank] * root).float(), a=(root[:, None] * right[:rank]).float())
 
 
 def _random_share(site: SiteSpec, k: int | None) -> float:

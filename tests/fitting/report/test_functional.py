@@ -5,7 +5,7 @@ import torch
 
 from onebasis.coefficients.format import parse_coefficients, write_coefficients
 from onebasis.coefficients.validate import bind
-from onebasis.fitting.low_rank import LowRankUpdate
+from onebasis.fitting.low_rank import LowRankUpdate, best_of_rank
 from onebasis.fitting.report.functional import Subject, n_ways, score_subject
 from onebasis.fitting.report.results import TaskScores, WayScore
 from onebasis.fitting.report.ways import (
@@ -20,7 +20,6 @@ from onebasis.fitting.report.ways import (
     remainders,
     rows_of,
     scaled,
-    truncated,
 )
 from onebasis.model.factors import Basis
 from onebasis.model.loader import LoadedBase
@@ -101,7 +100,7 @@ def test_own_triplets_are_the_best_that_fit_into_the_bytes(basis: Basis) -> None
     kept = [float(torch.linalg.svdvals(dense(half[s]))[0]) if s in half else 0.0 for s in updates]
     assert max(kept) == pytest.approx(max(float(torch.linalg.svdvals(dense(u))[0]) for u in updates.values()))
     for site, update in half.items():
-        close(truncated(updates[site], update.rank), dense(update))
+        close(best_of_rank(updates[site], update.rank), dense(update))
 
 
 # ---------------------------------------------------------------- scores

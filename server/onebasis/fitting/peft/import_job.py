@@ -14,9 +14,9 @@ from onebasis.coefficients.format import write_coefficients
 from onebasis.core.errors import LowFidelity, SetupError
 from onebasis.core.residual import Residual
 from onebasis.fitting.calibration import OutputFidelity
-from onebasis.fitting.low_rank import LowRankUpdate
+from onebasis.fitting.low_rank import LowRankUpdate, best_of_rank
 from onebasis.fitting.peft.adapter import PeftAdapter
-from onebasis.fitting.projection import Projection, best_of_rank, prefix, remainder, share_kept
+from onebasis.fitting.projection import Projection, prefix, remainder, share_kept
 from onebasis.model.factors import Basis
 
 _N_WORST: Final = 5

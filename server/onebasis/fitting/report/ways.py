@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onebasis.fitting.basis.hosvd import SiteRows
-from onebasis.fitting.low_rank import LowRankUpdate, compact_svd
+from onebasis.fitting.low_rank import LowRankUpdate, balanced, best_of_rank, compact_svd
 from onebasis.fitting.report.site import left_out_rows, orthonormal_rows
 from onebasis.fitting.report.weights import ReadAdapter, site_updates
 from onebasis.model.factors import Basis
@@ -71,7 +71,7 @@ def projected(updates: Updates, rows: Rows) -> dict[str, LowRankUpdate]:
 def remainders(updates: Updates, inside: Updates, rank: int) -> dict[str, LowRankUpdate]:
     """The best update of that rank of what `inside` leaves of each site."""
     return {
-        name: truncated(added([update, scaled(inside[name], -1)]) if name in inside else update, rank)
+        name: best_of_rank(added([update, scaled(inside[name], -1)]) if name in inside else update, rank)
         for name, update in updates.items()
     }
 
@@ -93,7 +93,7 @@ def null_of(updates: Updates, seed: int) -> dict[str, LowRankUpdate]:
     for site, update in updates.items():
         _, sigma, _ = compact_svd(update)
         left = _random(len(sigma), update.b.shape[0], generator).T
-        nulls[site] = _balanced(left, sigma, _random(len(sigma), update.a.shape[1], generator))
+        nulls[site] = balanced(left, sigma, _random(len(sigma), update.a.shape[1], generator))
     return nulls
 
 
@@ -110,13 +110,7 @@ def largest_triplets(updates: Updates, size_bytes: int) -> dict[str, LowRankUpda
         if used + n_bytes <= size_bytes:
             ranks[site] = ranks.get(site, 0) + 1
             used += n_bytes
-    return {site: truncated(updates[site], rank) for site, rank in ranks.items()}
-
-
-def truncated(update: LowRankUpdate, rank: int) -> LowRankUpdate:
-    """The best approximation of a rank."""
-    left, sigma, right = compact_svd(update)
-    return _balanced(left[:, :rank], sigma[:rank], right[:rank])
+    return {site: best_of_rank(updates[site], rank) for site, rank in ranks.items()}
 
 
 def added(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
@@ -152,8 +146,3 @@ def _random(n: int, dimension: int, generator: torch.Generator) -> Tensor:
 
 def _random_like(rows: Tensor, generator: torch.Generator) -> Tensor:
     return _random(rows.shape[0], rows.shape[1], generator)
-
-
-def _balanced(left: Tensor, sigma: Tensor, right: Tensor) -> LowRankUpdate:
-    root = sigma.sqrt()
-    return LowRankUpdate(b=(left * root).float(), a=(root.unsqueeze(1) * right).float())
