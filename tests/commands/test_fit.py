@@ -160,6 +160,8 @@ def test_options_of_what_is_not_asked_for_are_refused(llama: TinyModel, folder: 
         fit(llama, "--data", folder, "--output", tmp_path, "--form", "vector", "--n-mix", "2")
     with pytest.raises(SetupError, match="--learn-mixing goes with --form vector"):
         fit(llama, "--data", folder, "--output", tmp_path, "--learn-mixing", tmp_path / "b")
+    with pytest.raises(SetupError, match="is the basis itself; name another file"):
+        fit(llama, "--data", folder, "--output", tmp_path, "--form", "vector", "--learn-mixing", llama.basis_path)
     with pytest.raises(InvalidBasis, match="8 mixing cores from 2 tasks: allowed are 1 to 1"):
         fit(llama, "--data", folder, "--output", tmp_path, "--form", "vector", "--learn-mixing", tmp_path / "b")
 

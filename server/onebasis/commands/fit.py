@@ -56,7 +56,8 @@ def fit_command(
         ),
     ] = None,
     n_mix: Annotated[
-        int | None, typer.Option(help="For --learn-mixing: numbers a site, R. Default: the basis's, 8 if it has none.")
+        int | None,
+        typer.Option(min=1, help="For --learn-mixing: numbers a site, R. Default: the basis's, 8 if it has none."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1)] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples of each task in a step.")] = 8,
@@ -87,10 +88,10 @@ def fit_command(
     """Train tasks' coefficients inside a fixed basis."""
     if resume and checkpoint is None:
         raise SetupError("--resume needs --checkpoint, the file to go on from")
-    if lora_output is not None and not compare:
-        raise SetupError("--lora-output needs --compare, which trains the LoRA")
     if n_mix is not None and learn_mixing is None:
         raise SetupError("--n-mix is for --learn-mixing; a basis's mixing cores have their number")
+    if learn_mixing is not None and learn_mixing.exists() and learn_mixing.samefile(basis):
+        raise SetupError(f"--learn-mixing {learn_mixing} is the basis itself; name another file")
     recipe = FitRecipe(
         form=form,
         n_steps=steps,
@@ -106,9 +107,7 @@ def fit_command(
     if held_out and held_out.keys() != files.keys():
         raise SetupError(f"--validation has {', '.join(held_out)}, --data has {', '.join(files)}; give the same tasks")
     outputs = output_files(output, list(files))
-    lora_folders = {} if lora_output is None else {name: lora_output / name for name in files}
-    for folder in lora_folders.values():
-        check_new(folder)
+    lora_folders = _lora_folders(lora_output, list(files), compare=compare)
     set_threads(threads)
     base = load_base(model, dtype=torch.bfloat16, device=torch.device("cpu"))
     loaded = load_basis(basis, dtype=torch.bfloat16, device=torch.device("cpu"))
@@ -138,6 +137,18 @@ def fit_command(
             f"{learn_mixing}: {len(mixed.sites)} sites with {mixed.sites[0].n_mix} mixing cores learnt on {len(tasks)} "
             f"tasks, {mixed.size_bytes / 2**20:.1f} MiB, {mixed.digest}"
         )
+
+
+def _lora_folders(folder: Path | None, tasks: Sequence[str], *, compare: bool) -> dict[str, Path]:
+    """Where each task's LoRA goes; empty where none is to be saved."""
+    if folder is None:
+        return {}
+    if not compare:
+        raise SetupError("--lora-output needs --compare, which trains the LoRA")
+    folders = {task: folder / task for task in tasks}
+    for one in folders.values():
+        check_new(one)
+    return folders
 
 
 def _task_data(
