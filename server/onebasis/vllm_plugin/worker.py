@@ -108,9 +108,9 @@ def _views(basis: Basis, table: Tensor) -> dict[str, Tensor]:
 
 def _most_tokens(config: Any) -> int:
     """Tokens of the largest step, padded for a CUDA graph or not."""
-    return max(
-        config.scheduler_config.max_num_batched_tokens, config.compilation_config.max_cudagraph_capture_size or 0
-    )
+    scheduled: int = config.scheduler_config.max_num_batched_tokens
+    captured: int | None = config.compilation_config.max_cudagraph_capture_size
+    return max(scheduled, captured or 0)
 
 
 def _row_of(sampling_params: Any) -> int | None:
