@@ -49,7 +49,7 @@ class TinyModel:
         return ids
 
 
-def save_tiny_model(folder: Path) -> TinyModel:
+def save_tiny_model(folder: Path, *, head_dim: int = 16) -> TinyModel:
     """Write model, tokenizer and basis into `folder`."""
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
@@ -60,6 +60,7 @@ def save_tiny_model(folder: Path) -> TinyModel:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=MAX_POSITIONS,
         initializer_range=0.2,
         bos_token_id=None,

@@ -56,11 +56,15 @@ class StepTasks:
 
 @dataclass(frozen=True, slots=True)
 class GroupUpdate:
-    """Factors and cores of a group's sites; shapes as `add_group_update_` wants them."""
+    """Factors and cores of a group's sites; shapes as `add_group_update_` wants them.
+
+    columns: where each site's columns of u begin and end.
+    """
 
     v: Tensor
     u: Tensor
     cores: Tensor
+    columns: tuple[tuple[int, int], ...]
 
 
 class LinearGroup:
@@ -190,12 +194,15 @@ def _update(
     names: Sequence[str], factors: Mapping[str, SiteFactors], cores: Tensor, starts: Mapping[str, int], width: int
 ) -> GroupUpdate:
     rows = []
+    columns = []
     for name in names:
         u = factors[name].u
         row = u.new_zeros(u.shape[0], width)
         row[:, starts[name] : starts[name] + u.shape[1]] = u
         rows.append(row)
-    return GroupUpdate(v=torch.cat([factors[name].v for name in names]), u=torch.cat(rows), cores=cores)
+        columns.append((starts[name], starts[name] + u.shape[1]))
+    v = torch.cat([factors[name].v for name in names])
+    return GroupUpdate(v=v, u=torch.cat(rows), cores=cores, columns=tuple(columns))
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:

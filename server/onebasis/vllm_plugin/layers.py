@@ -5,7 +5,7 @@ columns and U whole, and its part of the update goes into the partial output tha
 everything behind V is linear.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from itertools import accumulate
 
 import torch
@@ -22,18 +22,20 @@ from onebasis.core.errors import InvalidBasis
 from onebasis.model.adapted import GroupUpdate, group_updates
 from onebasis.model.factors import Basis, SiteFactors
 from onebasis.model.pieces import pieces_of
-from onebasis.vllm_plugin import apply  # noqa: F401  defines the operator
+from onebasis.vllm_plugin.apply import LayerUpdates
 from onebasis.vllm_plugin.step_rows import StepRows
 
 
 class AdaptedMethod(LinearMethodBase):  # type: ignore[misc]
-    """Goes around what multiplies with a layer's weight: W x first, then the updates, before any all-reduce."""
+    """Goes around what multiplies with a layer's weight: W x first, then the update, before any all-reduce.
 
-    def __init__(self, base: LinearMethodBase, updates: Sequence[GroupUpdate], step: StepRows) -> None:
+    Args:
+        name: of the layer's `LayerUpdates` in the forward context.
+    """
+
+    def __init__(self, base: LinearMethodBase, name: str) -> None:
         self._base = base
-        self._updates = tuple((update.v, update.u, update.cores) for update in updates)
-        self._rows = step.rows
-        self._n_task_tokens = step.n_task_tokens
+        self._name = name
 
     def create_weights(self, *args: object, **kwargs: object) -> None:
         self._base.create_weights(*args, **kwargs)
@@ -43,16 +45,18 @@ class AdaptedMethod(LinearMethodBase):  # type: ignore[misc]
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y: Tensor = self._base.apply(layer, x, bias)
-        for v, u, cores in self._updates:
-            torch.ops.onebasis.add_update_(y, x, v, u, cores, self._rows, self._n_task_tokens)
+        torch.ops.onebasis.add_update_(y, x, self._name)
         return y
 
 
-def attach_basis(model: nn.Module, basis: Basis, cores: Mapping[str, Tensor], step: StepRows) -> int:
-    """Put the basis beside this rank's layers, and say how many layers got a part of it.
+def attach_basis(
+    model: nn.Module, basis: Basis, cores: Mapping[str, Tensor], step: StepRows, context: MutableMapping[str, object]
+) -> None:
+    """Put the basis beside this rank's layers.
 
     Args:
         basis: whole, on any device. cores: by site name, [n_rows, k_out, k_in] views of the table.
+        context: where vLLM's forward passes find layers by name; ours are added.
 
     Raises:
         InvalidBasis: the basis has a site that no layer of the model is.
@@ -67,7 +71,6 @@ def attach_basis(model: nn.Module, basis: Basis, cores: Mapping[str, Tensor], st
             )
     device = next(iter(cores.values())).device
     pieces = pieces_of(basis, cores)
-    n_adapted = 0
     for name, layer in layers.items():
         updates: list[GroupUpdate] = []
         for piece in pieces:
@@ -78,9 +81,8 @@ def attach_basis(model: nn.Module, basis: Basis, cores: Mapping[str, Tensor], st
             }
             updates += group_updates(members[name], layer.output_partition_sizes, own, piece.cores)
         if updates:
-            layer.quant_method = AdaptedMethod(layer.quant_method, updates, step)
-            n_adapted += 1
-    return n_adapted
+            context[f"{name}.onebasis"] = LayerUpdates(updates, step)
+            layer.quant_method = AdaptedMethod(layer.quant_method, f"{name}.onebasis")
 
 
 def _members(model: nn.Module, name: str) -> list[str]:

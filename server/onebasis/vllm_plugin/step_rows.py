@@ -17,13 +17,13 @@ class StepRows:
     """
 
     def __init__(self, n_tokens: int, *, base_row: int, device: torch.device) -> None:
-        self._base_row = base_row
+        self.base_row = base_row
         self._row_of: dict[str, int] = {}  # request id -> row, of requests with a task
         self._n_written = 0
         self.rows = torch.full((n_tokens,), base_row, dtype=torch.int64, device=device)
         """[n_tokens] int64, at one address for good: a CUDA graph reads it."""
-        self.n_task_tokens = torch.zeros(1, dtype=torch.int64)
-        """[1] on the host: how many tokens of the step have a task."""
+        self.n_task_tokens = 0
+        """How many tokens of the step have a task."""
 
     def follow(self, begun: Iterable[tuple[str, int | None]], ended: Iterable[str]) -> None:
         """Note a step's news: requests that begin, with their row, and requests that have ended, which come first."""
@@ -35,11 +35,11 @@ class StepRows:
 
     def begin(self, request_ids: Sequence[str], n_tokens: Sequence[int]) -> None:
         """Write the rows of a step: each request's tokens, one request after the other."""
-        own = [self._row_of.get(request_id, self._base_row) for request_id in request_ids]
+        own = [self._row_of.get(request_id, self.base_row) for request_id in request_ids]
         rows = np.repeat(np.array(own, dtype=np.int64), n_tokens)
-        n_task_tokens = int(np.count_nonzero(rows != self._base_row))
+        n_task_tokens = int(np.count_nonzero(rows != self.base_row))
         if n_task_tokens or self._n_written:
             self.rows[: len(rows)].copy_(torch.from_numpy(rows))
-            self.rows[len(rows) : self._n_written] = self._base_row
+            self.rows[len(rows) : self._n_written] = self.base_row
         self._n_written = len(rows) if n_task_tokens else 0
-        self.n_task_tokens[0] = n_task_tokens
+        self.n_task_tokens = n_task_tokens

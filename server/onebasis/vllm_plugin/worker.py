@@ -45,7 +45,13 @@ class BasisWorker:
             (options.n_slots + 1, basis.spec.n_core_numbers), dtype=torch.float32, device=self.device
         )
         self._step = StepRows(_most_tokens(self.vllm_config), base_row=options.n_slots, device=self.device)
-        attach_basis(self.model_runner.get_model(), basis, _views(basis, self._cores), self._step)
+        attach_basis(
+            self.model_runner.get_model(),
+            basis,
+            _views(basis, self._cores),
+            self._step,
+            self.vllm_config.compilation_config.static_forward_context,
+        )
         _watch_batches(self.model_runner, self._step)
 
     def execute_model(self, scheduler_output: "SchedulerOutput") -> Any:
