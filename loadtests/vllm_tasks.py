@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+from rich.console import Console
 from vllm import LLM, SamplingParams
 
 from onebasis.coefficients.basis_file import read_basis_spec
@@ -71,7 +72,7 @@ class Server:
         self.name = name
         self.llm = LLM(**arguments)
         self._workers = [psutil.Process(pid) for pid in _children() - before]
-        print(f"{name}: started in {time.monotonic() - begun:.0f} s, {self.memory_mib():.0f} MiB", flush=True)
+        _say(f"{name}: started in {time.monotonic() - begun:.0f} s, {self.memory_mib():.0f} MiB")
 
     def ask(self, n: int, extra_args: Sequence[dict[str, int] | None], rng: random.Random) -> tuple[float, float]:
         """(tokens/s, CPU ms for each token) of n requests at once."""
@@ -114,11 +115,11 @@ def main() -> None:
     bare = Server("bare", common)
     ours = Server("ours", common | engine_arguments(options.basis, max(N_TASKS)))
     rows = _load_tasks(ours, read_basis_spec(options.basis).n_core_numbers)
-    print(f"ours with {max(N_TASKS)} tasks: {ours.memory_mib():.0f} MiB", flush=True)
+    _say(f"ours with {max(N_TASKS)} tasks: {ours.memory_mib():.0f} MiB")
     cells = _measure(bare, ours, rows, rounds=options.rounds)
     for cell in cells:
         reference = next(c for c in cells if c.server == "bare" and c.concurrency == cell.concurrency)
-        print(
+        _say(
             f"{cell.server:5} tasks {cell.n_tasks:5} c={cell.concurrency:2} {cell.tokens_per_s:8.1f} tokens/s "
             f"{cell.cpu_ms:7.3f} ms CPU a token; {cell.tokens_per_s / reference.tokens_per_s:.2f} of bare, "
             f"by CPU {reference.cpu_ms / cell.cpu_ms:.2f}"
@@ -141,7 +142,7 @@ def _load_tasks(server: Server, n_numbers: int) -> list[dict[str, int] | None]:
 
     begun = time.monotonic()
     rows = asyncio.run(load())
-    print(f"{len(rows)} tasks copied in {time.monotonic() - begun:.1f} s", flush=True)
+    _say(f"{len(rows)} tasks copied in {time.monotonic() - begun:.1f} s")
     return rows
 
 
@@ -161,6 +162,10 @@ def _measure(bare: Server, ours: Server, rows: Sequence[dict[str, int] | None], 
             speed, cpu = (statistics.median(values) for values in zip(*samples, strict=True))
             cells.append(Cell(name, n_tasks, concurrency, speed, cpu))
     return cells
+
+
+def _say(line: str) -> None:
+    Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _children() -> set[int]:

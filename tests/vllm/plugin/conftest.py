@@ -19,7 +19,7 @@ from tests.vllm.plugin.offline import OfflineVllm
 
 N_MIX = 3
 N_SLOTS = 1000
-SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0-1"}
+SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @dataclass(frozen=True)
