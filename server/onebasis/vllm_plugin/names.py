@@ -1,5 +1,5 @@
-"""Every name inside vLLM that this plugin touches. A test fails when the code uses one that is not here, another when
-an installed vLLM has not what is here; a server does not start then."""
+"""Every name inside vLLM that this plugin and the engine over it touch. A test fails when the code uses one that is not
+here, another when an installed vLLM has not what is here; a server does not start then."""
 
 import inspect
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class Name:
 
 
 USED: Final = (
-    Name("vllm.platforms:current_platform", "which of our two workers fits: is_cpu()"),
+    Name("vllm.platforms:current_platform", "which of our two workers fits: is_cpu(); device_type"),
     Name("vllm.v1.worker.cpu_worker:CPUWorker", "ours extends it on a CPU"),
     Name("vllm.v1.worker.gpu_worker:Worker", "ours extends it on a GPU"),
     Name("vllm.v1.worker.gpu_worker:Worker.load_model", "the basis goes in after the weights", ("self",)),
@@ -131,6 +131,50 @@ USED: Final = (
         "how the worker and its options get there",
         fields=("worker_cls", "additional_config"),
     ),
+    Name("vllm.engine.arg_utils:AsyncEngineArgs", "the same, for the engine that `serve` starts"),
+    Name("vllm.v1.engine.async_llm:AsyncLLM", "that engine"),
+    Name(
+        "vllm.v1.engine.async_llm:AsyncLLM.from_engine_args",
+        "starts it, with our logger of its steps",
+        ("engine_args", "start_engine_loop", "usage_context", "stat_loggers"),
+    ),
+    Name(
+        "vllm.v1.engine.async_llm:AsyncLLM.generate",
+        "answers a request",
+        ("self", "prompt", "sampling_params", "request_id"),
+    ),
+    Name("vllm.v1.engine.async_llm:AsyncLLM.shutdown", "ends it", ("self", "timeout")),
+    Name("vllm.v1.engine.async_llm:AsyncLLM.errored", "whether one of its processes has ended"),
+    Name("vllm.v1.engine.exceptions:EngineDeadError", "what requests end with then"),
+    Name("vllm.config:CacheConfig", "what the KV cache has come to", fields=("num_gpu_blocks", "block_size")),
+    Name("vllm.config:ModelConfig", "how long requests may be", fields=("max_model_len",)),
+    Name("vllm.inputs:tokens_input", "a prompt of tokens", ("prompt_token_ids",)),
+    Name("vllm:SamplingParams", "how tokens are chosen"),
+    Name("vllm.sampling_params:RequestOutputKind", "new tokens only"),
+    Name("vllm.sampling_params:StructuredOutputsParams", "a grammar", fields=("grammar",)),
+    Name("vllm.exceptions:VLLMValidationError", "a parameter that vLLM refuses", ("message", "parameter")),
+    Name(
+        "vllm.outputs:RequestOutput",
+        "tokens and log-probabilities",
+        ("request_id", "prompt", "prompt_token_ids", "prompt_logprobs", "outputs", "finished", "metrics"),
+    ),
+    Name("vllm.v1.metrics.loggers:StatLoggerBase", "ours extends it"),
+    Name(
+        "vllm.v1.metrics.loggers:StatLoggerBase.record",
+        "hears of every step",
+        ("self", "scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"),
+    ),
+    Name(
+        "vllm.v1.metrics.stats:SchedulerStats",
+        "a step",
+        fields=("iteration_details", "prefix_cache_stats", "kv_cache_usage"),
+    ),
+    Name(
+        "vllm.v1.metrics.stats:SchedulerIterationDetails",
+        "its tokens and time",
+        fields=("num_ctx_tokens", "num_generation_tokens", "elapsed_ms"),
+    ),
+    Name("vllm.v1.metrics.stats:RequestStateStats", "when a request began to run", fields=("scheduled_ts",)),
 )
 
 
