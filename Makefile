@@ -7,14 +7,22 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEPLOY_READY := $(VENV)/.deploy-ready
 TOOLS := .tools
+VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: demo test deploy-test deploy-render serve check bench scores pack format clean
+.PHONY: demo test vllm vllm-test deploy-test deploy-render serve check bench scores pack format clean
 
 demo: $(READY)  ## main job: demo server on the embedded model (ONCE=1: exit after the table)
 	@PORT=$(PORT) $(BIN)/onebasis demo run $(if $(ONCE),--once)
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+vllm: $(VLLM_READY)  ## an environment with vLLM for CPUs beside this project
+
+vllm-test: $(VLLM_READY)  ## what runs inside vLLM, and the API's tests on the engine over it
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
+	$(VLLM_VENV)/bin/python -m pytest --engine vllm tests/api tests/contract $(ARGS)
 
 deploy-test: $(DEPLOY_READY)  ## chart, overlays, image, alerts, dashboards, gateway; fetches helm, kubectl and promtool
 	$(BIN)/python deploy/tools.py $(TOOLS)
@@ -52,7 +60,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(TOOLS) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(TOOLS) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "needs Python 3.11 or newer: make PYTHON=python3.11 ..."'
@@ -64,4 +72,8 @@ $(READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 $(DEPLOY_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deploy]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --force-reinstall --no-deps opentelemetry-proto  # xds-protos puts old files of it in their place
+	@touch $@
+
+$(VLLM_READY): pyproject.toml clients/python/pyproject.toml constraints.txt tests/vllm/setup.sh
+	tests/vllm/setup.sh $(VLLM_VENV)
 	@touch $@

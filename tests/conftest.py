@@ -1,4 +1,4 @@
-"""Databases for tests: a fresh one for each test that asks, on SQLite and on a real PostgreSQL."""
+"""Which engine the servers of tests run. Databases: a fresh one for each test that asks, on SQLite and PostgreSQL."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +11,16 @@ from sqlalchemy import create_engine, make_url, text
 from onebasis.storage.database import Database
 
 NewUrl = Callable[[], str]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", choices=["native", "vllm"], default="native", help="what servers of tests/api run on")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    mark = item.get_closest_marker("native_only")
+    if mark is not None and item.config.getoption("--engine") != "native":
+        pytest.skip(f"native engine only: {mark.args[0]}")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from onebasis.engine.runner import Runner
 from tests.api.server import TASKS, RunningServer, StepGate
 from tests.api.tiny_model import TinyModel, save_tiny_model
 
@@ -12,8 +13,15 @@ StartServer = Callable[..., RunningServer]
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyModel]:
+    folder = tmp_path_factory.mktemp("tiny")
+    if request.config.getoption("--engine") == "native":
+        yield save_tiny_model(folder)
+        return
+    from tests.vllm.shared_llms import tiny_on_vllm  # imports vLLM
+
+    with tiny_on_vllm(folder) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")
@@ -46,5 +54,15 @@ def start_server(tiny: TinyModel) -> Iterator[StartServer]:
 
 
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> StepGate:
-    return StepGate.installed(monkeypatch)
+def step(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """The method that every step of the engine goes through; of vLLM's steps, where a request hears of its own."""
+    if request.config.getoption("--engine") == "native":
+        return Runner.execute
+    from onebasis.engine.vllm.engine import VllmEngine
+
+    return VllmEngine._take
+
+
+@pytest.fixture
+def gate(step: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> StepGate:
+    return StepGate.installed(monkeypatch, step)

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -15,7 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from onebasis.api.http_server import HttpServer
 from onebasis.core.config import ServeConfig
-from onebasis.engine.runner import Runner
 from onebasis.wiring import Server, build_server
 from tests.api.tiny_model import BASE_NAME, TinyModel
 
@@ -41,12 +41,11 @@ class RunningServer:
             "store": f"sqlite:///{model.folder / uuid.uuid4().hex}.db",
             "served_model_name": BASE_NAME,
             "dtype": "float32",
-            "threads": 1,
             "kv_cache_mib": 8,
             "arena_mib": 1,
             "max_body_bytes": 1024 * 1024,
         }
-        self.config = ServeConfig(**(defaults | settings))
+        self.config = ServeConfig(**(defaults | dict(model.settings) | settings))
         self.parts: Server = build_server(self.config)
         # named TCP, or asyncio leaves Nagle's algorithm on and every first token waits 40 ms for an ACK
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -184,16 +183,22 @@ class StepGate:
             self._changed.notify_all()
 
     @classmethod
-    def installed(cls, monkeypatch: pytest.MonkeyPatch) -> Self:
+    def installed(cls, monkeypatch: pytest.MonkeyPatch, step: Callable[..., Any]) -> Self:
+        """`step` is the method that every step of the engine goes through."""
         gate = cls()
-        execute = Runner.execute
 
-        def gated(runner: Runner, plan: Any) -> Any:
+        def gated(*args: Any) -> Any:
             gate.pass_through()
-            return execute(runner, plan)
+            return step(*args)
 
-        monkeypatch.setattr(Runner, "execute", gated)
+        replace_step(monkeypatch, step, gated)
         return gate
+
+
+def replace_step(monkeypatch: pytest.MonkeyPatch, step: Callable[..., Any], replacement: Callable[..., Any]) -> None:
+    """Have the engine call something else where it calls its method `step`."""
+    owner = getattr(sys.modules[step.__module__], step.__qualname__.partition(".")[0])
+    monkeypatch.setattr(owner, step.__name__, replacement)
 
 
 _QUIET = {"temperature": 0, "ignore_eos": True, "max_tokens": 8}

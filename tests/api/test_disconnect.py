@@ -39,7 +39,15 @@ def snapshot(server: RunningServer):
     return engine.snapshot()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            kind, marks=pytest.mark.native_only("the gate holds vLLM's answers one by one") if "batch" in kind else ()
+        )
+        for kind in KINDS
+    ],
+)
 def test_a_running_request_ends_within_a_step(server, gate: StepGate, kind):
     path, body, status = KINDS[kind]
     answers, aborts = (
@@ -116,6 +124,7 @@ def test_a_stop_string_ends_the_sequence_in_the_engine_too(server):
     assert server.metric("vllm:generation_tokens_total") - before < 200
 
 
+@pytest.mark.native_only("it counts on the order of our own scheduler's steps")
 def test_a_burst_that_leaves_in_every_phase_leaves_no_block_behind(start_server, gate: StepGate):
     """Waiting, between two chunks of a prompt, decoding; streams and whole answers: all at once, all gone."""
     server = start_server(max_running=8, max_step_tokens=16, max_waiting=100)

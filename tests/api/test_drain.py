@@ -15,6 +15,10 @@ from onebasis.demo.server_process import ServerProcess
 from tests.api.server import refused, wait_until
 from tests.api.tiny_model import BASE_NAME, TinyModel
 
+pytestmark = pytest.mark.native_only(
+    "processes of their own, which take half a minute to start; tests/vllm/test_serve.py has one"
+)
+
 LONG = {"model": BASE_NAME, "prompt": "the cat", "max_tokens": 1900, "ignore_eos": True, "temperature": 0}
 StartProcess = Callable[..., ServerProcess]
 

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute
 import onebasis
 from onebasis.api.errors import envelope, status_of
 from onebasis.core import errors
-from tests.api.server import ok, refused, wait_until
+from tests.api.server import ok, refused, replace_step, wait_until
 from tests.api.tiny_model import BASE_NAME
 
 CODES = {
@@ -89,6 +89,7 @@ CODES = {
     "low_fidelity": None,
     "invalid_data": None,
     "invalid_key_file": None,
+    "unsupported_vllm": None,
 }
 """Clients depend on these: a code may be added, never changed or given another status. None: not on HTTP."""
 
@@ -236,10 +237,10 @@ def test_a_bug_is_500_with_the_envelope_and_the_request_s_id(server, monkeypatch
     assert [bug.exc_info[1].args for bug in bugs] == [("secret",), ("secret",)], "each logged once"
 
 
-def test_a_failure_in_the_engine_is_500_and_the_next_request_works(server, monkeypatch):
+def test_a_failure_in_the_engine_is_500_and_the_next_request_works(server, monkeypatch, step):
     before = server.text(BASE_NAME)
     with monkeypatch.context() as patch:
-        patch.setattr("onebasis.engine.isolation.sample", lambda *_: 1 / 0)
+        replace_step(patch, step, lambda *_: 1 / 0)
         refused(server.post("/v1/completions", prompt="a"), 500, "internal")
         (event,) = server.stream("/v1/completions", prompt="a")
         assert event["error"]["code"] == "internal"

@@ -121,6 +121,9 @@ def test_uploads_are_counted_by_result(server, tiny):
     assert {result: after[result] - before[result] for result in results} == dict.fromkeys(results, 1)
 
 
+@pytest.mark.native_only(
+    "servers of the tests share vLLM's table of tasks; tests/vllm/test_engine.py has one of its own"
+)
 def test_the_registry_is_counted(start_server, tiny):
     server = start_server()
     size = len(tiny.core_file(0))

@@ -14,6 +14,10 @@ from onebasis.demo.server_process import ServerProcess
 from tests.api.server import ok, refused
 from tests.api.tiny_model import TinyModel
 
+pytestmark = pytest.mark.native_only(
+    "processes of their own, which take half a minute to start; tests/vllm/test_serve.py has one"
+)
+
 CONVERGENCE_S = 2.0
 
 

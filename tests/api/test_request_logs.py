@@ -6,10 +6,9 @@ import logging
 
 import pytest
 
-from onebasis.engine.runner import Runner
 from onebasis.telemetry.logs import JsonFormatter
 from onebasis.telemetry.request_context import note, request_context, request_fields
-from tests.api.server import refused, wait_until
+from tests.api.server import refused, replace_step, wait_until
 
 
 @pytest.fixture
@@ -42,11 +41,11 @@ def test_all_lines_of_a_generation_name_request_task_and_digest(server, lines, s
     assert access["message"] == "POST /v1/completions 200"
 
 
-def test_the_line_of_a_stream_s_error_names_its_request(server, lines, monkeypatch):
+def test_the_line_of_a_stream_s_error_names_its_request(server, lines, monkeypatch, step):
     def fail(*_):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(Runner, "execute", fail)
+    replace_step(monkeypatch, step, fail)
     headers = {"X-Request-Id": "r-8"}
     body = {"model": "alpha", "prompt": "a", "stream": True}
     assert "internal" in server.client.post("/v1/completions", json=body, headers=headers).text

@@ -13,6 +13,8 @@ from tests.api.server import RunningServer, ok, refused
 from tests.api.tiny_model import BASE_NAME
 from tests.e2e.reference import Reference
 
+pytestmark = pytest.mark.native_only("vLLM's workers apply no residuals; tests/vllm has their refusal")
+
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 CPU = torch.device("cpu")
 

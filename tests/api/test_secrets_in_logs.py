@@ -16,6 +16,10 @@ from tests.api.server import refused
 from tests.api.test_auth import OPERATOR
 from tests.api.tiny_model import BASE_NAME
 
+pytestmark = pytest.mark.native_only(
+    "processes of their own, which take half a minute to start; tests/vllm/test_serve.py has one"
+)
+
 PASSWORD = "hunter2-of-the-store"
 FILE_KEY = "in-the-file-" + "f" * 40
 

@@ -116,6 +116,7 @@ def test_shaped_and_free_requests_share_steps_and_do_not_touch_each_other(server
             check_place(future.result()["choices"][0]["message"]["content"])
 
 
+@pytest.mark.native_only("vLLM takes log-probabilities after the grammar's mask, so they are refused")
 def test_logprobs_of_a_shaped_answer_are_the_model_s_own(server):
     free = server.complete(logprobs=3, max_tokens=1)["choices"][0]["logprobs"]
     shaped = server.complete(logprobs=3, max_tokens=1, structured_outputs={"regex": "[0-9]+"})["choices"][0]["logprobs"]

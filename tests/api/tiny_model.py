@@ -1,7 +1,9 @@
 """A Llama small enough for tests: random weights, a real byte-level tokenizer, a chat template, a random basis."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +33,13 @@ _CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class TinyModel:
-    """A model folder on disk, and a basis file for it."""
+    """A model folder on disk, and a basis file for it. `settings` are what its servers need."""
 
     folder: Path
     basis_path: Path
     basis: BasisSpec
     tokenizer: PreTrainedTokenizerFast
+    settings: Mapping[str, Any] = field(default_factory=lambda: {"threads": 1})
 
     def core_file(self, seed: int = 0, *, scale: float = 1.0, dtype: type = np.float16, **fields: object) -> bytes:
         """A coefficient file of random cores, strong enough to change the greedy answer."""
@@ -49,8 +52,8 @@ class TinyModel:
         return ids
 
 
-def save_tiny_model(folder: Path) -> TinyModel:
-    """Write model, tokenizer and basis into `folder`."""
+def save_tiny_model(folder: Path, *, head_dim: int = 16) -> TinyModel:
+    """Write model and tokenizer into `folder`, the basis into a folder in it."""
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
@@ -60,6 +63,7 @@ def save_tiny_model(folder: Path) -> TinyModel:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=MAX_POSITIONS,
         initializer_range=0.2,
         bos_token_id=None,
@@ -69,7 +73,8 @@ def save_tiny_model(folder: Path) -> TinyModel:
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
     base = load_base(folder, dtype=torch.float32, device=torch.device("cpu"), name=BASE_NAME)
-    path = folder / "tiny.basis.safetensors"
+    path = folder / "basis" / "tiny.basis.safetensors"
+    path.parent.mkdir()
     spec = build_basis(base, kind=BasisKind.RANDOM, k=_K, seed=0, path=path, progress=lambda _site: None)
     return TinyModel(folder, path, spec, tokenizer)
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from onebasis_client import AsyncOneBasis, OneBasis
-from tests.api.conftest import gate, server, shared_server, start_server, tiny
+from tests.api.conftest import gate, server, shared_server, start_server, step, tiny
 from tests.api.server import RunningServer
 from tests.client.blocking import Blocking
 
-__all__ = ["gate", "server", "shared_server", "start_server", "tiny"]
+__all__ = ["gate", "server", "shared_server", "start_server", "step", "tiny"]
 
 Connect = Callable[..., Any]
 

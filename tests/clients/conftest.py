@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.api.conftest import gate, server, shared_server, start_server, tiny
+from tests.api.conftest import gate, server, shared_server, start_server, step, tiny
 from tests.api.server import RunningServer
 
-__all__ = ["gate", "server", "shared_server", "start_server", "tiny"]
+__all__ = ["gate", "server", "shared_server", "start_server", "step", "tiny"]
 
 
 @pytest.fixture(autouse=True)

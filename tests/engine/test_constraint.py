@@ -117,6 +117,8 @@ def test_hostile_grammars_are_compiled_or_refused_in_no_time(compiler):
 class Script:
     """A constraint over token ids: at each place one set of them; it ends after the last."""
 
+    lark = ""  # it is no text
+
     def __init__(self, *places, fails_at=None):
         self.places, self.fails_at = places, fails_at
 

@@ -46,12 +46,21 @@ def test_the_time_is_utc(capsys):
 
 def test_json_takes_any_value_and_keeps_its_own_fields(capsys):
     configure_logging("info", json=True)
-    LOGGER.info("m", extra={"path": object(), "level": "forged", "time": "forged", "color_message": "x"})
+    LOGGER.info(
+        "m",
+        extra={
+            "path": object(),
+            "level": "forged",
+            "time": "forged",
+            "color_message": "x",
+            "vllm_process_name": "Main",
+        },
+    )
     entry = json.loads(capsys.readouterr().err)
     assert entry["level"] == "INFO"
     assert re.fullmatch(TIME, entry["time"])
     assert entry["path"].startswith("<object")
-    assert "color_message" not in entry
+    assert not {"color_message", "vllm_process_name"} & entry.keys()
 
 
 def test_a_traceback_stays_in_its_line(capsys):

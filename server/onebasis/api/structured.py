@@ -1,6 +1,6 @@
 """What a request says about the shape of its answer, and the grammar that enforces it.
 
-Grammars are in llguidance's notation: a Lark dialect, or JSON around a JSON schema.
+Grammars are in llguidance's dialect of Lark, which can hold regexes and JSON schemas.
 """
 
 import json
@@ -78,7 +78,7 @@ def answer_grammar(
     if structured_outputs.json_schema is not None:
         return param, json_grammar(param, structured_outputs.json_schema)
     if structured_outputs.regex is not None:
-        return param, LLMatcher.grammar_from_regex(structured_outputs.regex)
+        return param, regex_grammar(structured_outputs.regex)
     if structured_outputs.choice is not None:
         return param, choice_grammar(structured_outputs.choice)
     return param, _written_grammar(param, structured_outputs.grammar or "")
@@ -98,10 +98,22 @@ def json_grammar(param: str, schema: Mapping[str, Any]) -> str:
 
 def json_rule(param: str, schema: Mapping[str, Any]) -> str:
     """The same as the right side of a Lark rule. References are looked up within this schema."""
+    return "%json " + schema_text(param, schema)
+
+
+def schema_text(param: str, schema: Mapping[str, Any]) -> str:
+    """A JSON schema as text, with the one way to write its values."""
     try:
-        return "%json " + json.dumps({**schema, "x-guidance": dict(_JSON_STYLE)})
+        return json.dumps({**schema, "x-guidance": dict(_JSON_STYLE)})
     except RecursionError as error:
         raise InvalidGrammar(param, "the JSON schema is nested too deeply") from error
+
+
+def regex_grammar(regex: str) -> str:
+    """A text that the regex matches as a whole."""
+    (grammar,) = json.loads(LLMatcher.grammar_from_regex(regex))["grammars"]
+    lark: str = grammar["lark_grammar"]
+    return lark
 
 
 def choice_grammar(texts: Sequence[str]) -> str:

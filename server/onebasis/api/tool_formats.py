@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from llguidance import LLMatcher, StructTag
 
-from onebasis.api.structured import ANY_OBJECT, json_rule
+from onebasis.api.structured import ANY_OBJECT, json_rule, schema_text
 from onebasis.api.tools import FunctionTool
 from onebasis.core.config import ToolParser
 
@@ -121,7 +121,7 @@ def text_with_calls_grammar(tool_format: ToolFormat, functions: Sequence[Functio
         StructTag(
             trigger=tool_format.marker or "",
             begin=tool_format.opening + _head(tool_format, function),
-            grammar="start: " + json_rule("tools", function.schema_of_arguments if function.strict else ANY_OBJECT),
+            grammar=schema_text("tools", function.schema_of_arguments if function.strict else ANY_OBJECT),
             end="}" + tool_format.closing,
         )
         for function in functions

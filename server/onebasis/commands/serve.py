@@ -2,8 +2,10 @@
 
 import gc
 import inspect
+import signal
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -18,6 +20,7 @@ def serve(**settings: Any) -> None:
     """Serve a base model, and tasks over a basis, on HTTP."""
     config = ServeConfig.model_validate(settings)
     configure_logging(config.log_level, json=config.log_json)
+    signal.signal(signal.SIGTERM, _exit)  # until HTTP takes the signals
     server = build_server(config)
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not walk it again while requests run
@@ -38,6 +41,11 @@ def serve(**settings: Any) -> None:
         server.close()
     if http.force_exit:
         raise typer.Exit(1)
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    """As the signal would end the process, but orderly: processes that an engine has begun to start end, too."""
+    raise SystemExit(128 + number)
 
 
 def serve_command() -> Callable[..., None]:

@@ -23,6 +23,8 @@ class ServeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    engine: Literal["native", "vllm"] = "native"
+    """What computes the answers: the engine of this project, or vLLM with this project's tasks in it."""
     model: Path
     """Folder of the base model."""
     basis: Path | None = None
@@ -49,6 +51,8 @@ class ServeConfig(BaseModel):
     """Web origins whose pages may call this server from a browser; * for all."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     device: str = "cpu"
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs, or processes on a CPU, that each layer is spread over; vllm only."""
     kernels: Literal["auto", "native", "torch"] = "auto"
     """native: the step compiled for this CPU; torch: any model and device; auto: native where it can run."""
     cuda_graphs: bool = True
@@ -59,8 +63,8 @@ class ServeConfig(BaseModel):
     """Tokens of prompt and output; by default what the model was made for, as far as the KV cache holds it."""
     kv_cache_mib: int = Field(default=512, ge=1)
     """Bound of the KV cache; memory is taken as it fills."""
-    block_size: int = Field(default=16, ge=1, le=256)
-    """Tokens in a block of the KV cache."""
+    block_size: int | None = Field(default=None, ge=1, le=256)
+    """Tokens in a block of the KV cache; by default 16, with vllm what it finds best."""
     max_running: int = Field(default=64, ge=1)
     """Most sequences in a step."""
     max_step_tokens: int = Field(default=512, ge=1)

@@ -117,6 +117,11 @@ class ConstraintState(Protocol):
 class TokenConstraint(Protocol):
     """A grammar that answers have to follow. Immutable; one may serve many requests."""
 
+    @property
+    def lark(self) -> str:
+        """The grammar itself in llguidance's dialect of Lark, for an engine that compiles it on its own."""
+        ...
+
     def start(self) -> ConstraintState:
         """The state of an answer without tokens."""
         ...

@@ -34,7 +34,7 @@ class GrammarCompiler:
         self._compiled = lru_cache(maxsize=_N_KEPT)(self._compile)
 
     def compile(self, grammar: str, *, param: str) -> "Grammar":
-        """A grammar in llguidance's notation, ready to constrain.
+        """A grammar in llguidance's dialect of Lark, ready to constrain.
 
         Args:
             param: the field it came from, for the message.
@@ -50,13 +50,14 @@ class GrammarCompiler:
             raise InvalidGrammar(param, error.reason) from error
 
     def _compile(self, grammar: str) -> "Grammar":
-        return Grammar(_matcher(self._tokenizer, grammar), self._n_vocab)
+        return Grammar(grammar, _matcher(self._tokenizer, grammar), self._n_vocab)
 
 
 class Grammar:
     """Implements `TokenConstraint`. Its matcher stays at the start; every answer gets a copy."""
 
-    def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
+    def __init__(self, lark: str, matcher: LLMatcher, n_vocab: int) -> None:
+        self.lark = lark
         self._matcher = matcher
         self._n_vocab = n_vocab
         self._first = _allowed(matcher, n_vocab)

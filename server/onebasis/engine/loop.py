@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from onebasis.core.errors import DeadlineExceeded, EngineStopped, ServeError
-from onebasis.core.request import FinishReason, GenerateRequest, TokenEvent
+from onebasis.core.errors import EngineStopped, ServeError
+from onebasis.core.request import FinishReason, GenerateRequest
+from onebasis.engine.answers import Answers, deadline_exceeded
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.ledger import Ledger, QueueLimits
 from onebasis.engine.runner import Runner
@@ -17,7 +18,7 @@ from onebasis.engine.scheduler import Scheduler, StepPlan
 from onebasis.engine.sequence import EngineSequence
 from onebasis.engine.watchdog import Watchdog
 from onebasis.telemetry.metrics import Metrics
-from onebasis.telemetry.reports import EngineSnapshot, RequestReport, StepReport
+from onebasis.telemetry.reports import EngineSnapshot, StepReport
 from onebasis.telemetry.traces import Traces
 
 _log = logging.getLogger(__name__)
@@ -68,13 +69,13 @@ class EngineLoop:
         self._limits = limits
         self._max_resident_tasks = max_resident_tasks
         self._metrics = metrics
-        self._traces = traces
         self._sequences: dict[str, EngineSequence] = {}
         self._n_failed_steps = 0
         self._n_beats = 0
         self._idle_wait_s = min(_IDLE_WAIT_S, stall_s / 4)
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._ledger = Ledger(queue_limits)
+        self._answers = Answers(self._ledger, metrics, traces)
         self._thread = threading.Thread(target=self._run, name="onebasis-engine", daemon=True)
         self._watchdog = Watchdog(
             n_beats=lambda: self._n_beats,
@@ -118,8 +119,7 @@ class EngineLoop:
         self._inbox.put(_Abort(request_id))
 
     def end_all(self, error: ServeError) -> None:
-        for sequence in self._ledger.close(error):
-            self._give_ending(sequence, FinishReason.ERROR, error=error)
+        self._answers.end_all(error)
 
     def snapshot(self) -> EngineSnapshot:
         running = self._scheduler.running()
@@ -177,7 +177,7 @@ class EngineLoop:
 
     def _end_expired(self, now_s: float) -> None:
         for sequence in self._scheduler.expired(now_s):
-            self._end(sequence, FinishReason.ERROR, error=_deadline_exceeded(sequence))
+            self._end(sequence, FinishReason.ERROR, error=deadline_exceeded(sequence))
 
     def _step(self, plan: StepPlan) -> None:
         started_s = time.monotonic()
@@ -237,24 +237,13 @@ class EngineLoop:
         return True
 
     def _report_token(self, sequence: EngineSequence, sampled: Sampled, now_s: float) -> None:
-        if sequence.last_token_s is None:
-            sequence.first_token_s = now_s
-            self._metrics.observe_first_token(now_s - sequence.arrived_s)
-        else:
-            self._metrics.observe_token_gap(now_s - sequence.last_token_s)
-        sequence.last_token_s = now_s
         try:
-            finish = sequence.append(sampled.token_id)
-        except Exception as error:  # its constraint can't go on
+            finish = self._answers.add_token(sequence, sampled, now_s)
+        except Exception as error:  # its constraint can't go on, or its sink takes no more
             self._end(sequence, FinishReason.ERROR, error=error)
             return
         if finish is not None:
             self._end(sequence, finish, sampled=sampled)
-            return
-        try:
-            self._ledger.tell(sequence, _event(sequence, sampled))
-        except Exception as error:
-            self._end(sequence, FinishReason.ERROR, error=error)
 
     def _end(
         self,
@@ -268,74 +257,9 @@ class EngineLoop:
         self._scheduler.remove(sequence)
         self._runner.forget_task(sequence)
         del self._sequences[sequence.request_id]
-        if self._ledger.take(sequence):
-            self._give_ending(sequence, finish, sampled=sampled, error=error)
-
-    def _give_ending(
-        self,
-        sequence: EngineSequence,
-        finish: FinishReason,
-        *,
-        sampled: Sampled | None = None,
-        error: Exception | None = None,
-    ) -> None:
-        """Count the ending and tell it. For the one thread that took it from the ledger."""
-        report = _report(sequence, finish)
-        self._metrics.observe_finished(report)
-        if self._traces is not None:
-            self._traces.observe_finished(report)
-        try:
-            sequence.request.sink(_event(sequence, sampled, finish=finish, error=error))
-        except Exception as sink_error:
-            _log.error("nobody could be told how %s ended", sequence.request_id, exc_info=sink_error)
+        self._answers.end(sequence, finish, sampled=sampled, error=error)
 
     def _free_all(self) -> None:
         """What ended requests still hold, so that the parts of a stopped engine are whole."""
         for sequence in list(self._sequences.values()):
             self._end(sequence, FinishReason.ERROR)
-
-
-def _event(
-    sequence: EngineSequence,
-    sampled: Sampled | None,
-    *,
-    finish: FinishReason | None = None,
-    error: Exception | None = None,
-) -> TokenEvent:
-    """What the caller hears of a token that has just been appended, or of an ending without one."""
-    is_first = sampled is not None and len(sequence.output_ids) == 1
-    return TokenEvent(
-        sequence.request_id,
-        None if sampled is None else sampled.token_id,
-        None if sampled is None else sampled.logprobs,
-        finish=finish,
-        error=error,
-        n_cached_tokens=sequence.n_cached_tokens,
-        prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first and sequence.request.needs_prompt_logits else None,
-    )
-
-
-def _report(sequence: EngineSequence, finish: FinishReason) -> RequestReport:
-    request = sequence.request
-    return RequestReport(
-        finish=finish,
-        n_prompt=len(request.prompt_ids),
-        n_output=len(sequence.output_ids),
-        max_tokens=request.max_tokens,
-        n=request.n_choices,
-        task=sequence.task_name,
-        arrived_s=sequence.arrived_s,
-        scheduled_s=sequence.scheduled_s,
-        first_token_s=sequence.first_token_s,
-        finished_s=time.monotonic(),
-        n_cached=sequence.n_cached_tokens,
-        request_id=request.request_id,
-        digest=None if request.task is None else request.task.coefficients.digest,
-        traceparent=request.traceparent,
-    )
-
-
-def _deadline_exceeded(sequence: EngineSequence) -> DeadlineExceeded:
-    request = sequence.request
-    allowed_s = (request.deadline_s or sequence.arrived_s) - sequence.arrived_s
-    return DeadlineExceeded(allowed_s=allowed_s, n_output=len(sequence.output_ids), max_tokens=request.max_tokens)

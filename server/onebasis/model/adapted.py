@@ -6,6 +6,7 @@ their weights one below the other, one with their input factors. The first of th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -55,11 +56,15 @@ class StepTasks:
 
 @dataclass(frozen=True, slots=True)
 class GroupUpdate:
-    """Factors and cores of a group's sites; shapes as `add_group_update_` wants them."""
+    """Factors and cores of a group's sites; shapes as `add_group_update_` wants them.
+
+    columns: where each site's columns of u begin and end.
+    """
 
     v: Tensor
     u: Tensor
     cores: Tensor
+    columns: tuple[tuple[int, int], ...]
 
 
 class LinearGroup:
@@ -76,7 +81,7 @@ class LinearGroup:
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         self._base = frozen_linear(weight, torch.cat(biases) if biases else None)
         self._sizes = [layer.out_features for layer in layers.values()]
-        self._starts = dict(zip(layers, _starts([*layers.values()]), strict=True))
+        self._starts = dict(zip(layers, _starts(self._sizes), strict=True))
         self._updates = tuple(updates)
         self._step = step
         self._input: Tensor | None = None
@@ -135,7 +140,8 @@ def adapt_model(model: PreTrainedModel, basis: Basis | None, cores: Mapping[str,
         site_layer(model, name)
     pieces = [] if basis is None else pieces_of(basis, cores)
     for names, layers in _groups(linear_sites(model)):
-        updates = [update for piece in pieces for update in _updates(names, layers, piece.factors, piece.cores)]
+        sizes = [layer.out_features for layer in layers]
+        updates = [update for piece in pieces for update in group_updates(names, sizes, piece.factors, piece.cores)]
         group = LinearGroup(dict(zip(names, layers, strict=True)), updates, step)
         for index, name in enumerate(names):
             model.set_submodule(name, GroupMember(group, index))
@@ -144,6 +150,24 @@ def adapt_model(model: PreTrainedModel, basis: Basis | None, cores: Mapping[str,
         model.set_output_embeddings(frozen_linear(head.weight, head.bias))
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # so that nothing holds the checkpoint's mapping any more
+
+
+def group_updates(
+    names: Sequence[str], sizes: Sequence[int], factors: Mapping[str, SiteFactors], cores: Mapping[str, Tensor]
+) -> list[GroupUpdate]:
+    """One update for a whole group where its cores are of one size, else one for each site.
+
+    Args:
+        names, sizes: the group's layers and how many outputs each has, side by side in y.
+        factors, cores: by name, of those that are sites. U is as wide as its layer has outputs.
+    """
+    starts = dict(zip(names, _starts(sizes), strict=True))
+    width = sum(sizes)
+    present = [name for name in names if name in factors]
+    together = _stacked([cores[name] for name in present])
+    if together is not None:
+        return [_update(present, factors, together, starts, width)]
+    return [_update([name], factors, cores[name].unsqueeze(1), starts, width) for name in present]
 
 
 def merged_weight(weight: Tensor, factors: SiteFactors, core: Tensor) -> Tensor:
@@ -166,35 +190,24 @@ def _groups(layers: Mapping[str, nn.Linear]) -> list[tuple[list[str], list[nn.Li
     return groups
 
 
-def _updates(
-    names: Sequence[str], layers: Sequence[nn.Linear], factors: Mapping[str, SiteFactors], cores: Mapping[str, Tensor]
-) -> list[GroupUpdate]:
-    """One update for the whole group where its cores are of one size, else one for each site."""
-    starts = dict(zip(names, _starts(layers), strict=True))
-    width = sum(layer.out_features for layer in layers)
-    present = [name for name in names if name in factors]
-    together = _stacked([cores[name] for name in present])
-    if together is not None:
-        return [_update(present, factors, together, starts, width)]
-    return [_update([name], factors, cores[name].unsqueeze(1), starts, width) for name in present]
-
-
 def _update(
     names: Sequence[str], factors: Mapping[str, SiteFactors], cores: Tensor, starts: Mapping[str, int], width: int
 ) -> GroupUpdate:
     rows = []
+    columns = []
     for name in names:
         u = factors[name].u
         row = u.new_zeros(u.shape[0], width)
         row[:, starts[name] : starts[name] + u.shape[1]] = u
         rows.append(row)
-    return GroupUpdate(v=torch.cat([factors[name].v for name in names]), u=torch.cat(rows), cores=cores)
+        columns.append((starts[name], starts[name] + u.shape[1]))
+    v = torch.cat([factors[name].v for name in names])
+    return GroupUpdate(v=v, u=torch.cat(rows), cores=cores, columns=tuple(columns))
 
 
-def _starts(layers: Sequence[nn.Linear]) -> list[int]:
+def _starts(sizes: Sequence[int]) -> list[int]:
     """First output column of each layer."""
-    ends = torch.tensor([layer.out_features for layer in layers]).cumsum(0).tolist()
-    return [0, *ends[:-1]]
+    return [0, *accumulate(sizes[:-1])]
 
 
 def _stacked(cores: Sequence[Tensor]) -> Tensor | None:

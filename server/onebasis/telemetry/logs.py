@@ -8,9 +8,11 @@ from typing import TextIO
 
 from onebasis.telemetry.request_context import request_fields
 
-# What every record has; the rest of a record is what the caller gave as `extra`. Two more are not the caller's:
-# `taskName` is newer Python's, `color_message` uvicorn's copy of the message with terminal codes.
-_NOT_EXTRA = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"})
+# What every record has; the rest of a record is what the caller gave as `extra`. Three more are not the caller's:
+# `taskName` is newer Python's, `color_message` uvicorn's copy of the message with terminal codes, the last is vLLM's.
+_NOT_EXTRA = frozenset(
+    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message", "vllm_process_name"}
+)
 
 _API_KEY = re.compile(r"\bob_[\w-]{20,}")
 

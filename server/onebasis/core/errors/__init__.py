@@ -80,6 +80,7 @@ from onebasis.core.errors.setup import (
     LowFidelity,
     StoreNotEmpty,
     UnsupportedAdapter,
+    UnsupportedVllm,
 )
 from onebasis.core.errors.tree import (
     CapacityError,
@@ -149,6 +150,7 @@ __all__ = [
     "UnsupportedAdapter",
     "UnsupportedFormatVersion",
     "UnsupportedParameter",
+    "UnsupportedVllm",
     "VersionNotFound",
     "WrongBase",
     "WrongBasis",

@@ -103,3 +103,9 @@ class InvalidReport(SetupError):
     """A report can't be made of these adapters, tasks and data."""
 
     code = "invalid_report"
+
+
+class UnsupportedVllm(SetupError):
+    """There is no vLLM, or not one that works with this plugin, or an option of it does not."""
+
+    code = "unsupported_vllm"

@@ -123,6 +123,30 @@ class Step(Structure):
     ]
 
 
+class LayerUpdate(Structure):
+    _fields_: ClassVar[Any] = [
+        ("n_tokens", c_int32),
+        ("d_in", c_int32),
+        ("n_sites", c_int32),
+        ("k_in", c_int32),
+        ("k_out", c_int32),
+        ("x_stride", c_int64),
+        ("y_stride", c_int64),
+        ("u_stride", c_int64),
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("v", c_void_p),
+        ("u", c_void_p),
+        ("columns", c_void_p),
+        ("cores", c_void_p),
+        ("row_stride", c_int64),
+        ("site_stride", c_int64),
+        ("out_stride", c_int64),
+        ("rows", c_void_p),
+        ("base_row", c_int64),
+    ]
+
+
 class Library:
     """The library's functions.
 
@@ -135,7 +159,7 @@ class Library:
         self._functions = ctypes.CDLL(str(path))
         self._functions.onebasis_workspace_bytes.restype = c_int64
         self._functions.onebasis_struct_bytes.restype = c_int64
-        for which, structure in enumerate((Site, Group, Residual, Tasks, Layer, Model, Step)):
+        for which, structure in enumerate((Site, Group, Residual, Tasks, Layer, Model, Step, LayerUpdate)):
             found = self._functions.onebasis_struct_bytes(c_int32(which))
             if found != ctypes.sizeof(structure):
                 raise RuntimeError(f"{path}: {structure.__name__} has {found} bytes, not {ctypes.sizeof(structure)}")
@@ -166,3 +190,7 @@ class Library:
     def run_step(self, model: Model, step: Step, n_threads: int) -> None:
         """Compute; other Python threads run meanwhile."""
         self._functions.onebasis_run_step(ctypes.byref(model), ctypes.byref(step), c_int32(n_threads))
+
+    def add_update(self, update: LayerUpdate) -> None:
+        """y += U^T S_t (V x); other Python threads run meanwhile. update.py fills the structure in and checks sizes."""
+        self._functions.onebasis_add_update(ctypes.byref(update))

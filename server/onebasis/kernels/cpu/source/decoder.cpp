@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "update.h"
 
 struct Layer {
     Group qkv, output, gate_up, down;
@@ -285,6 +286,8 @@ void onebasis_run_step(const Model* model, const Step* step, int32_t n_threads) 
     }
 }
 
+void onebasis_add_update(const LayerUpdate* layer) { update::add(*layer); }
+
 // exp_negative of n numbers, a multiple of 16, in place: so that its error can be measured.
 void onebasis_exp_negative(float* numbers, int32_t n) {
     for (int32_t i = 0; i < n; i += kLanes) _mm512_storeu_ps(numbers + i, exp_negative(_mm512_loadu_ps(numbers + i)));
@@ -292,7 +295,7 @@ void onebasis_exp_negative(float* numbers, int32_t n) {
 
 int64_t onebasis_struct_bytes(int32_t which) {
     const int64_t sizes[] = {sizeof(Site),  sizeof(Group), sizeof(Residual), sizeof(Tasks),
-                             sizeof(Layer), sizeof(Model), sizeof(Step)};
+                             sizeof(Layer), sizeof(Model), sizeof(Step),     sizeof(LayerUpdate)};
     return sizes[which];
 }
 }

@@ -1,0 +1,176 @@
+"""What tasks cost inside vLLM: a bare vLLM and one with our workers, in turns, on the same prompts.
+
+    python -m loadtests.vllm_tasks --model DIR --basis FILE [--rounds 3] [--json FILE]
+
+Needs the environment of `make vllm-test`. Each cell asks `concurrency` requests at once (64 random prompt tokens, 32
+output tokens, greedy) and is done `rounds` times, bare and ours one after the other; shown are tokens/s and the
+workers' CPU time for each token, which neighbours on the machine disturb less. Cores are random.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from rich.console import Console
+from vllm import LLM, SamplingParams
+
+from onebasis.coefficients.basis_file import read_basis_spec
+from onebasis.core.ids import digest_of
+from onebasis.vllm_plugin.control import TaskTable, engine_arguments, request_arguments
+
+N_PROMPT, N_OUTPUT = 64, 32
+N_TASKS = (0, 1, 32, 1000)
+CONCURRENCY = (1, 8, 32)
+
+
+@dataclass(frozen=True)
+class RandomCores:
+    """A task of random small cores."""
+
+    seed: int
+    n_numbers: int
+
+    @property
+    def digest(self) -> Any:
+        return digest_of(str(self.seed).encode())
+
+    @property
+    def residual(self) -> dict[str, Any]:
+        return {}
+
+    def flat_cores(self) -> NDArray[np.float32]:
+        return np.random.default_rng(self.seed).normal(0.0, 0.01, self.n_numbers).astype(np.float32)
+
+
+@dataclass
+class Cell:
+    """One line of the table. tokens_per_s, cpu_ms: medians of the rounds; cpu_ms for one output token."""
+
+    server: str
+    n_tasks: int
+    concurrency: int
+    tokens_per_s: float = 0.0
+    cpu_ms: float = 0.0
+
+
+class Server:
+    """A vLLM, and which of this machine's processes it is."""
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        before = _children()
+        begun = time.monotonic()
+        self.name = name
+        self.llm = LLM(**arguments)
+        self._workers = [psutil.Process(pid) for pid in _children() - before]
+        _say(f"{name}: started in {time.monotonic() - begun:.0f} s, {self.memory_mib():.0f} MiB")
+
+    def ask(self, n: int, extra_args: Sequence[dict[str, int] | None], rng: random.Random) -> tuple[float, float]:
+        """(tokens/s, CPU ms for each token) of n requests at once."""
+        prompts = [{"prompt_token_ids": [rng.randrange(1000, 40000) for _ in range(N_PROMPT)]} for _ in range(n)]
+        sampling = [
+            SamplingParams(temperature=0, max_tokens=N_OUTPUT, ignore_eos=True, extra_args=extra)
+            for extra in extra_args
+        ]
+        begun, begun_cpu = time.monotonic(), self._cpu_s()
+        outputs = self.llm.generate(prompts, sampling, use_tqdm=False)
+        wall, cpu = time.monotonic() - begun, self._cpu_s() - begun_cpu
+        n_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+        if n_tokens != n * N_OUTPUT:
+            raise RuntimeError(f"{self.name}: {n_tokens} tokens for {n} requests")
+        return n_tokens / wall, 1000 * cpu / n_tokens
+
+    def memory_mib(self) -> float:
+        """Resident, of engine core and workers."""
+        return sum(float(process.memory_info().rss) for process in self._workers) / 2**20
+
+    def _cpu_s(self) -> float:
+        times = [process.cpu_times() for process in self._workers]
+        return sum(float(t.user + t.system) for t in times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--basis", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    sizes: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "max_model_len": 256,
+        "max_num_seqs": 32,
+        "enable_prefix_caching": False,
+    }
+    common = sizes | {"model": str(options.model), "max_num_batched_tokens": 2048}
+    bare = Server("bare", common)
+    ours = Server("ours", common | engine_arguments(options.basis, max(N_TASKS)))
+    rows = _load_tasks(ours, read_basis_spec(options.basis).n_core_numbers)
+    _say(f"ours with {max(N_TASKS)} tasks: {ours.memory_mib():.0f} MiB")
+    cells = _measure(bare, ours, rows, rounds=options.rounds)
+    for cell in cells:
+        reference = next(c for c in cells if c.server == "bare" and c.concurrency == cell.concurrency)
+        _say(
+            f"{cell.server:5} tasks {cell.n_tasks:5} c={cell.concurrency:2} {cell.tokens_per_s:8.1f} tokens/s "
+            f"{cell.cpu_ms:7.3f} ms CPU a token; {cell.tokens_per_s / reference.tokens_per_s:.2f} of bare, "
+            f"by CPU {reference.cpu_ms / cell.cpu_ms:.2f}"
+        )
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
+
+
+def _load_tasks(server: Server, n_numbers: int) -> list[dict[str, int] | None]:
+    """What requests of the tasks say."""
+
+    async def call(method: str, *, args: tuple[object, ...] = ()) -> Sequence[object]:
+        found: Sequence[object] = server.llm.collective_rpc(method, args=args)
+        return found
+
+    async def load() -> list[dict[str, int] | None]:
+        table = TaskTable(call, max(N_TASKS))
+        rows = [await table.acquire(RandomCores(seed, n_numbers)) for seed in range(max(N_TASKS))]
+        return [request_arguments(row).extra_args for row in rows]
+
+    begun = time.monotonic()
+    rows = asyncio.run(load())
+    _say(f"{len(rows)} tasks copied in {time.monotonic() - begun:.1f} s")
+    return rows
+
+
+def _measure(bare: Server, ours: Server, rows: Sequence[dict[str, int] | None], *, rounds: int) -> list[Cell]:
+    cells: list[Cell] = []
+    for concurrency in CONCURRENCY:
+        plan = [(bare, 0), *((ours, n_tasks) for n_tasks in N_TASKS)]
+        found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        for turn in range(rounds + 1):  # the first warms up
+            for server, n_tasks in plan:
+                rng = random.Random(turn)
+                extra = [None if n_tasks == 0 else rows[rng.randrange(n_tasks)] for _ in range(concurrency)]
+                measured = server.ask(concurrency, extra, rng)
+                if turn:
+                    found.setdefault((server.name, n_tasks), []).append(measured)
+        for (name, n_tasks), samples in found.items():
+            speed, cpu = (statistics.median(values) for values in zip(*samples, strict=True))
+            cells.append(Cell(name, n_tasks, concurrency, speed, cpu))
+    return cells
+
+
+def _say(line: str) -> None:
+    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+if __name__ == "__main__":
+    main()
