@@ -25,7 +25,7 @@ def make(library, *, n_tokens, d_in, sizes, k_in, k_out, seed=0):
     v = (torch.randn(n_sites * k_in, d_in, generator=rng) / d_in**0.5).bfloat16()
     u = torch.zeros(n_sites * k_out, sum(sizes)).bfloat16()
     cores = torch.randn(N_ROWS, n_sites, k_out, k_in, generator=rng)
-    cores[-1] = 0
+    cores[-1] = float("nan")  # never read
     rows = torch.randint(0, N_ROWS, (n_tokens + 2,), generator=rng)
     slots = torch.where(rows[:n_tokens] == N_ROWS - 1, BASE_SLOT, rows[:n_tokens]).int()
     expected, columns, start = y.float(), [], 0

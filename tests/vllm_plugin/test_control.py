@@ -23,24 +23,26 @@ class Coefficients:
 
 
 class Workers:
-    """Rows as a worker keeps them. Calls wait for `gate`; the next one fails when `fails` is set."""
+    """Rows as a worker keeps them. Copies of the task `slow` wait for `gate`; the next one fails if `fails` is set."""
 
     def __init__(self):
         self.rows: dict[int, float] = {}
         self.n_calls = 0
         self.gate = asyncio.Event()
-        self.gate.set()
+        self.slow: float | None = None
         self.fails = False
 
     async def __call__(self, method, *, args=()):
         assert method == "onebasis_put_task"
         self.n_calls += 1
-        await self.gate.wait()
+        row, cores = args
+        number = float(np.frombuffer(cores, dtype=np.float32)[0])
+        if number == self.slow:
+            await self.gate.wait()
         if self.fails:
             self.fails = False
             raise ConnectionError("a worker is gone")
-        row, cores = args
-        self.rows[row] = float(np.frombuffer(cores, dtype=np.float32)[0])
+        self.rows[row] = number
         return [None]
 
 
@@ -66,7 +68,7 @@ def test_a_row_holds_its_task_s_cores_before_it_is_given_out():
 def test_requests_of_one_new_task_wait_for_the_same_copy():
     async def main():
         workers = Workers()
-        workers.gate.clear()
+        workers.slow = 7
         table = TaskTable(workers, 3)
         asked = [asyncio.create_task(table.acquire(Coefficients(7))) for _ in range(3)]
         await settle()
@@ -112,7 +114,7 @@ def test_a_request_waits_while_every_row_is_in_use():
 def test_a_cancelled_request_leaves_its_row_to_others():
     async def main():
         workers = Workers()
-        workers.gate.clear()
+        workers.slow = 7
         table = TaskTable(workers, 1)
         cancelled = asyncio.create_task(table.acquire(Coefficients(7)))
         await settle()
@@ -122,6 +124,23 @@ def test_a_cancelled_request_leaves_its_row_to_others():
         workers.gate.set()
         row = await asyncio.wait_for(other, 5)
         assert workers.rows[row.row] == 8, "the copy of the cancelled one came first"
+        table.check_integrity()
+
+    asyncio.run(main())
+
+
+def test_others_that_wait_for_the_same_copy_outlive_a_cancelled_request():
+    async def main():
+        workers = Workers()
+        workers.slow = 7
+        table = TaskTable(workers, 1)
+        cancelled, other = (asyncio.create_task(table.acquire(Coefficients(7))) for _ in range(2))
+        await settle()
+        cancelled.cancel()
+        await settle()
+        workers.gate.set()
+        row = await asyncio.wait_for(other, 5)
+        assert workers.rows[row.row] == 7
         table.check_integrity()
 
     asyncio.run(main())
