@@ -20,36 +20,17 @@ from typing import Any
 
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 from rich.console import Console
 from vllm import LLM, SamplingParams
 
-from onebasis.coefficients.basis_file import read_basis_spec
-from onebasis.core.ids import digest_of
+from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
+from onebasis.coefficients.format import parse_coefficients, write_coefficients
+from onebasis.coefficients.validate import BoundCoefficients, bind
 from onebasis.vllm_plugin.control import TaskTable, engine_arguments, request_arguments
 
 N_PROMPT, N_OUTPUT = 64, 32
 N_TASKS = (0, 1, 32, 1000)
 CONCURRENCY = (1, 8, 32)
-
-
-@dataclass(frozen=True)
-class RandomCores:
-    """A task of random small cores."""
-
-    seed: int
-    n_numbers: int
-
-    @property
-    def digest(self) -> Any:
-        return digest_of(str(self.seed).encode())
-
-    @property
-    def residual(self) -> dict[str, Any]:
-        return {}
-
-    def flat_cores(self) -> NDArray[np.float32]:
-        return np.random.default_rng(self.seed).normal(0.0, 0.01, self.n_numbers).astype(np.float32)
 
 
 @dataclass
@@ -114,7 +95,7 @@ def main() -> None:
     common = sizes | {"model": str(options.model), "max_num_batched_tokens": 2048}
     bare = Server("bare", common)
     ours = Server("ours", common | engine_arguments(options.basis, max(N_TASKS)))
-    rows = _load_tasks(ours, read_basis_spec(options.basis).n_core_numbers)
+    rows = _load_tasks(ours, read_basis_spec(options.basis))
     _say(f"ours with {max(N_TASKS)} tasks: {ours.memory_mib():.0f} MiB")
     cells = _measure(bare, ours, rows, rounds=options.rounds)
     for cell in cells:
@@ -128,7 +109,7 @@ def main() -> None:
         options.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
 
 
-def _load_tasks(server: Server, n_numbers: int) -> list[dict[str, int] | None]:
+def _load_tasks(server: Server, basis: BasisSpec) -> list[dict[str, int] | None]:
     """What requests of the tasks say."""
 
     async def call(method: str, *, args: tuple[object, ...] = ()) -> Sequence[object]:
@@ -137,13 +118,20 @@ def _load_tasks(server: Server, n_numbers: int) -> list[dict[str, int] | None]:
 
     async def load() -> list[dict[str, int] | None]:
         table = TaskTable(call, max(N_TASKS))
-        rows = [await table.acquire(RandomCores(seed, n_numbers)) for seed in range(max(N_TASKS))]
+        rows = [await table.acquire(_random_task(basis, seed)) for seed in range(max(N_TASKS))]
         return [request_arguments(row).extra_args for row in rows]
 
     begun = time.monotonic()
     rows = asyncio.run(load())
     _say(f"{len(rows)} tasks copied in {time.monotonic() - begun:.1f} s")
     return rows
+
+
+def _random_task(basis: BasisSpec, seed: int) -> BoundCoefficients:
+    """A task of small random cores."""
+    numbers = np.random.default_rng(seed).normal(0.0, 0.01, basis.n_core_numbers).astype(np.float16)
+    data = write_coefficients(numbers, form="core", basis=basis.digest, base_fingerprint=basis.base_fingerprint)
+    return bind(parse_coefficients(data), basis)
 
 
 def _measure(bare: Server, ours: Server, rows: Sequence[dict[str, int] | None], *, rounds: int) -> list[Cell]:
