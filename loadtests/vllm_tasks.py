@@ -3,8 +3,9 @@
     python -m loadtests.vllm_tasks --model DIR --pack DIR [--rounds 3] [--json FILE]
 
 Needs the environment of `make vllm-test`. Each cell asks `concurrency` requests at once (64 random prompt tokens, 32
-output tokens, greedy) and is done `rounds` times, bare and ours one after the other; shown are tokens/s and the
-workers' CPU time for each token, which neighbours on the machine disturb less. Tasks are the pack's with noise.
+output tokens, greedy) and is done `rounds` times, bare and ours in a shuffled order; shown are tokens/s and the
+workers' CPU time for each token, which neighbours on the machine disturb less; the engine core's process
+is left out of it, as it spins while it waits. Tasks are the pack's with noise.
 """
 
 import argparse
@@ -58,7 +59,10 @@ class Server:
         begun = time.monotonic()
         self.name = name
         self.llm = LLM(**arguments)
-        self._workers = [psutil.Process(pid) for pid in _children() - before]
+        self._processes = [psutil.Process(pid) for pid in _children() - before]
+        self._workers = [process for process in self._processes if "Worker" in "".join(process.cmdline())]
+        if not self._workers:
+            raise RuntimeError("no process of vLLM's calls itself a worker; is it in this one?")
         _say(f"{name}: started in {time.monotonic() - begun:.0f} s, {self.memory_mib():.0f} MiB")
 
     def ask(self, n: int, extra_args: Sequence[dict[str, int] | None], rng: random.Random) -> tuple[float, float]:
@@ -78,7 +82,7 @@ class Server:
 
     def memory_mib(self) -> float:
         """Resident, of engine core and workers."""
-        return sum(float(process.memory_info().rss) for process in self._workers) / 2**20
+        return sum(float(process.memory_info().rss) for process in self._processes) / 2**20
 
     def _cpu_s(self) -> float:
         times = [process.cpu_times() for process in self._workers]
@@ -141,7 +145,7 @@ def _measure(bare: Server, ours: Server, rows: Sequence[dict[str, int] | None], 
         plan = [(bare, 0), *((ours, n_tasks) for n_tasks in N_TASKS)]
         found: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for turn in range(rounds + 1):  # the first warms up
-            for server, n_tasks in plan:
+            for server, n_tasks in random.Random(turn).sample(plan, len(plan)):
                 rng = random.Random(turn)
                 extra = [None if n_tasks == 0 else rows[rng.randrange(n_tasks)] for _ in range(concurrency)]
                 measured = server.ask(concurrency, extra, rng)
