@@ -38,7 +38,7 @@ class BasisWorker:
         """
         super().load_model(**kwargs)  # type: ignore[misc]
         options = WorkerOptions.of(self.vllm_config.additional_config)
-        _check_config(self.vllm_config)
+        check_config(self.vllm_config)
         dtype = self.vllm_config.model_config.dtype
         basis = _load(options, dtype)
         self._cores = zeros_on_demand(
@@ -52,7 +52,7 @@ class BasisWorker:
             self._step,
             self.vllm_config.compilation_config.static_forward_context,
         )
-        _watch_batches(self.model_runner, self._step)
+        watch_batches(self.model_runner, self._step)
 
     def execute_model(self, scheduler_output: "SchedulerOutput") -> Any:
         """One step."""
@@ -77,8 +77,12 @@ class BasisWorker:
         self._cores[row].copy_(torch.frombuffer(bytearray(cores), dtype=torch.float32))
 
 
-def _check_config(config: Any) -> None:
-    """Refuse what would give a token another token's task, or none. Names as vLLM's options have them."""
+def check_config(config: Any) -> None:
+    """Refuse what would give a token another token's task, or none. Names as vLLM's options have them.
+
+    Raises:
+        UnsupportedVllm
+    """
     parallel, scheduling = config.parallel_config, config.scheduler_config
     refused = {
         "enable_lora": config.lora_config is not None,
@@ -124,9 +128,11 @@ def _row_of(sampling_params: Any) -> int | None:
     return None if extra is None else extra.get(ROW_KEY)
 
 
-def _watch_batches(runner: Any, step: StepRows) -> None:
-    """Have the rows of a step written once its requests are in order: behind that, neither of vLLM's two model runners
-    moves them, and both replay or launch the forward pass only after it."""
+def watch_batches(runner: Any, step: StepRows) -> None:
+    """Have the rows of a step written once its requests are in order.
+
+    Behind that neither of vLLM's two model runners moves them, and both launch or replay the forward pass after it.
+    """
     is_first = hasattr(runner, "_prepare_inputs")
     name = "_prepare_inputs" if is_first else "prepare_inputs"
     prepare = getattr(runner, name)
