@@ -92,5 +92,5 @@ def test_two_ranks_answer_as_one(vllm, tiny):
 
 
 def test_without_a_basis_vllm_is_started_as_it_is():
-    assert engine_arguments(None, 100) == {}
+    assert engine_arguments(None, 100).keys() == {"worker_cls"}  # on a CPU, where vLLM's own fails on seeds
     assert request_arguments(None).extra_args is None
