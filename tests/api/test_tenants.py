@@ -45,10 +45,11 @@ class User:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def served(tiny, request, tmp_path_factory):
-    store = f"sqlite:///{tmp_path_factory.mktemp('tenants')}/tasks.db"
+    folder = tmp_path_factory.mktemp("tenants")
+    store = f"sqlite:///{folder}/tasks.db"
     if request.param == "postgres":
         store = request.getfixturevalue("new_postgres_url")()
-    with RunningServer(tiny, store=store, require_auth=True, lora_root=tiny.folder) as server:
+    with RunningServer(tiny, store=store, require_auth=True, lora_root=folder) as server:
         server.admin = {"Authorization": f"Bearer {create_key(server, {Scope.ADMIN})[1]}"}
         yield server
 

@@ -57,6 +57,17 @@ def test_what_vllm_can_not_honour_is_refused_by_name(server):
     refused(response, 400, "unsupported_parameter", "logprobs")
 
 
+def test_a_seed_and_a_prompt_of_several_steps_give_one_answer(server):
+    """The seed is the request's own: neither its prompt's steps nor its neighbours change what it draws."""
+    body = {"prompt": [7, 8, 9] * 500, "temperature": 1.0, "seed": 3, "max_tokens": 12}
+    alone = server.complete(**body)["choices"][0]["text"]
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda seed: server.complete(**(body | {"seed": seed}))["choices"][0]["text"], [3, 4, 5, 3])
+        first, second, third, fourth = answers
+    assert first == fourth == alone
+    assert len({first, second, third}) == 3
+
+
 def test_a_prompt_that_fills_the_context_can_not_be_scored(server):
     """vLLM always makes one token more."""
     body = {"prompt": [7] * MAX_POSITIONS, "max_tokens": 0, "echo": True}

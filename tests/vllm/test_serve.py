@@ -13,7 +13,7 @@ import pytest
 
 from onebasis.demo.server_process import ServerProcess
 from tests.api.server import wait_until
-from tests.api.test_auth import free_port
+from tests.api.test_secrets_in_logs import free_port
 from tests.api.tiny_model import BASE_NAME
 
 START_S = 280

@@ -13,6 +13,7 @@ from onebasis.core.request import TaskCoefficients
 from onebasis.vllm_plugin.options import OPTIONS_KEY, PUT_TASK, ROW_KEY, WorkerOptions
 from onebasis.vllm_plugin.versions import check_vllm
 
+_BARE_CPU_WORKER: Final = "onebasis.vllm_plugin.cpu_worker.SeededCpuWorker"
 _CPU_WORKER: Final = "onebasis.vllm_plugin.cpu_worker.BasisCpuWorker"
 _GPU_WORKER: Final = "onebasis.vllm_plugin.gpu_worker.BasisGpuWorker"
 
@@ -44,7 +45,7 @@ class RequestArguments:
 
 
 def engine_arguments(basis: Path | None, n_slots: int) -> dict[str, object]:
-    """Keyword arguments for vLLM's AsyncEngineArgs or LLM; none without a basis.
+    """Keyword arguments for vLLM's AsyncEngineArgs or LLM.
 
     Args:
         n_slots: rows of the workers' tables, one a resident task. Each worker's table is on its device.
@@ -54,10 +55,10 @@ def engine_arguments(basis: Path | None, n_slots: int) -> dict[str, object]:
         OSError: the basis can't be read.
     """
     check_vllm()
-    if basis is None:
-        return {}
     from vllm.platforms import current_platform
 
+    if basis is None:
+        return {"worker_cls": _BARE_CPU_WORKER} if current_platform.is_cpu() else {}
     options = WorkerOptions(basis=str(basis.resolve()), digest=digest_of_file(basis), n_slots=n_slots)
     return {
         "worker_cls": _CPU_WORKER if current_platform.is_cpu() else _GPU_WORKER,

@@ -30,6 +30,11 @@ USED: Final = (
     Name("vllm.v1.worker.gpu_worker:Worker.load_model", "the basis goes in after the weights", ("self",)),
     Name("vllm.v1.worker.gpu_worker:Worker.execute_model", "begins a step", ("self", "scheduler_output")),
     Name(
+        "vllm.v1.worker.gpu_worker:Worker.sample_tokens",
+        "ends it; on a CPU ours goes around it, with the runner's input_batch.generators and discard_request_mask",
+        ("self", "grammar_output"),
+    ),
+    Name(
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._prepare_inputs",
         "from here on the order of a step's requests stands",
         ("self", "scheduler_output", "num_scheduled_tokens"),

@@ -91,6 +91,6 @@ def test_two_ranks_answer_as_one(vllm, tiny):
     assert two.answers(asks, two.table(4)) == vllm.answers(asks, vllm.table(4))
 
 
-def test_without_a_basis_vllm_is_started_as_it_is():
-    assert engine_arguments(None, 100) == {}
+def test_without_a_basis_vllm_has_nothing_of_ours_but_the_worker_that_bears_seeds():
+    assert engine_arguments(None, 100).keys() == {"worker_cls"}
     assert request_arguments(None).extra_args is None
