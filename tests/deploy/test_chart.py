@@ -89,7 +89,7 @@ def test_a_pod_may_take_as_long_to_end_as_the_server_does(manifests):
     container = server(manifests)
     pre_stop_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     config = config_of(container)
-    assert spec["terminationGracePeriodSeconds"] == pre_stop_s + config.shutdown_delay_s + config.drain_s + 10
+    assert spec["terminationGracePeriodSeconds"] == pre_stop_s + config.shutdown_delay_s + config.drain_s + 30
 
 
 def test_probes_ask_what_the_server_answers(manifests):
