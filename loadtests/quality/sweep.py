@@ -19,7 +19,7 @@ from loadtests.quality.training import OnStep, Trained, distilled, fitted, lora_
 from loadtests.quality.ways import Answerer
 from onebasis import __version__
 from onebasis.fitting.fidelity import Updates
-from onebasis.fitting.report.ways import factor_bytes
+from onebasis.fitting.report.ways import factor_bytes, null_of
 from onebasis.model.factors import Basis
 
 
@@ -74,7 +74,7 @@ class Sweep:
         if cell.way is Way.ORIGINAL:
             return Answerer(original, factor_bytes(original))
         if cell.way is Way.NULL:
-            return Answerer(ways.null_of(original, cell.seed), factor_bytes(original))
+            return Answerer(null_of(original, cell.seed), factor_bytes(original))
         if cell.way is Way.SVD and cell.k is not None:
             return ways.own_triplets(original, ways.core_bytes(original, cell.k))
         if basis is None:

@@ -8,7 +8,6 @@ from onebasis.fitting.fidelity import Updates
 from onebasis.fitting.low_rank import best_of_rank
 from onebasis.fitting.projection import project, remainder
 from onebasis.fitting.report.ways import added, factor_bytes, largest_triplets, scaled
-from onebasis.fitting.report.ways import null_of as null_of  # a way of the sweep like those below
 from onebasis.model.factors import Basis
 
 BYTES_PER_NUMBER = 2  # what every way is stored in: float16 or bfloat16

@@ -21,7 +21,7 @@ from loadtests.quality.sweep import Sweep
 from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.fitting.data import chat_example, write_jsonl
 from onebasis.fitting.low_rank import LowRankUpdate, inner_product
-from onebasis.fitting.report.ways import scaled
+from onebasis.fitting.report.ways import null_of, scaled
 from onebasis.model.loader import LoadedBase, load_base
 from tests.api.tiny_model import TinyModel, save_tiny_model
 from tests.fitting.peft.adapters import plain_adapter
@@ -208,7 +208,7 @@ def update(rank: int, seed: int) -> LowRankUpdate:
 
 def test_a_null_has_the_strength_and_nothing_else_of_the_adapter() -> None:
     real = {"site": update(4, 0)}
-    null = ways.null_of(real, seed=1)["site"]
+    null = null_of(real, seed=1)["site"]
     assert torch.linalg.svdvals(null.b @ null.a)[:4] == pytest.approx(
         torch.linalg.svdvals(real["site"].b @ real["site"].a)[:4], rel=1e-3
     )

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass
 
 from onebasis.core.errors import DeadlineExceeded, ServeError
 from onebasis.core.request import FinishReason, TokenEvent
@@ -13,6 +14,15 @@ from onebasis.telemetry.reports import RequestReport
 from onebasis.telemetry.traces import Traces
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a request ends: why, with the last token where one ended it, with the error where one did."""
+
+    finish: FinishReason
+    sampled: Sampled | None = None
+    error: Exception | None = None
 
 
 class Answers:
@@ -43,38 +53,25 @@ class Answers:
             self._ledger.tell(sequence, _event(sequence, sampled))
         return finish
 
-    def end(
-        self,
-        sequence: EngineSequence,
-        finish: FinishReason,
-        *,
-        sampled: Sampled | None = None,
-        error: Exception | None = None,
-    ) -> None:
+    def end(self, sequence: EngineSequence, ending: Ending) -> None:
         """Give a request its ending, unless it has had it."""
         if self._ledger.take(sequence):
-            self._give_ending(sequence, finish, sampled=sampled, error=error)
+            self._give_ending(sequence, ending)
 
     def end_all(self, error: ServeError) -> None:
         """Accept no more, and end everything in flight with this error."""
+        ending = Ending(FinishReason.ERROR, error=error)
         for sequence in self._ledger.close(error):
-            self._give_ending(sequence, FinishReason.ERROR, error=error)
+            self._give_ending(sequence, ending)
 
-    def _give_ending(
-        self,
-        sequence: EngineSequence,
-        finish: FinishReason,
-        *,
-        sampled: Sampled | None = None,
-        error: Exception | None = None,
-    ) -> None:
+    def _give_ending(self, sequence: EngineSequence, ending: Ending) -> None:
         """Count the ending and tell it. For the one thread that took it from the ledger."""
-        report = _report(sequence, finish)
+        report = _report(sequence, ending.finish)
         self._metrics.observe_finished(report)
         if self._traces is not None:
             self._traces.observe_finished(report)
         try:
-            sequence.request.sink(_event(sequence, sampled, finish=finish, error=error))
+            sequence.request.sink(_event(sequence, ending.sampled, finish=ending.finish, error=ending.error))
         except Exception as sink_error:
             _log.error("nobody could be told how %s ended", sequence.request_id, exc_info=sink_error)
 

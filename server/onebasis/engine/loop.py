@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from onebasis.core.errors import EngineStopped, ServeError
 from onebasis.core.request import FinishReason, GenerateRequest
-from onebasis.engine.answers import Answers, deadline_exceeded
+from onebasis.engine.answers import Answers, Ending, deadline_exceeded
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.ledger import Ledger, QueueLimits
 from onebasis.engine.runner import Runner
@@ -173,11 +173,11 @@ class EngineLoop:
                     self._scheduler.add(message)
                 case _Abort(request_id):
                     if request_id in self._sequences:
-                        self._end(self._sequences[request_id], FinishReason.ABORT)
+                        self._end(self._sequences[request_id], Ending(FinishReason.ABORT))
 
     def _end_expired(self, now_s: float) -> None:
         for sequence in self._scheduler.expired(now_s):
-            self._end(sequence, FinishReason.ERROR, error=deadline_exceeded(sequence))
+            self._end(sequence, Ending(FinishReason.ERROR, error=deadline_exceeded(sequence)))
 
     def _step(self, plan: StepPlan) -> None:
         started_s = time.monotonic()
@@ -198,7 +198,7 @@ class EngineLoop:
         now_s = time.monotonic()
         for sequence, result in results:
             if isinstance(result, Exception):
-                self._end(sequence, FinishReason.ERROR, error=result)
+                self._end(sequence, Ending(FinishReason.ERROR, error=result))
             else:
                 self._report_token(sequence, result, now_s)
         tasks = {run.sequence.task_name for run in plan.runs} - {None}
@@ -217,7 +217,7 @@ class EngineLoop:
         """The computation that all of a step share failed: whose fault it is can't be told, so all of them end."""
         _log.error("a step of %d sequences failed; they end with an error", len(plan.runs), exc_info=error)
         for run in plan.runs:
-            self._end(run.sequence, FinishReason.ERROR, error=error)
+            self._end(run.sequence, Ending(FinishReason.ERROR, error=error))
         self._n_failed_steps += 1
         if self._n_failed_steps == _MAX_FAILED_STEPS:
             raise RuntimeError(f"{_MAX_FAILED_STEPS} steps in a row failed") from error
@@ -230,7 +230,7 @@ class EngineLoop:
         try:
             was_copied = self._runner.hold_task(sequence)
         except Exception as error:
-            self._end(sequence, FinishReason.ERROR, error=error)
+            self._end(sequence, Ending(FinishReason.ERROR, error=error))
             return False
         if was_copied:
             self._metrics.observe_swap(time.monotonic() - copy_started_s)
@@ -240,26 +240,19 @@ class EngineLoop:
         try:
             finish = self._answers.add_token(sequence, sampled, now_s)
         except Exception as error:  # its constraint can't go on, or its sink takes no more
-            self._end(sequence, FinishReason.ERROR, error=error)
+            self._end(sequence, Ending(FinishReason.ERROR, error=error))
             return
         if finish is not None:
-            self._end(sequence, finish, sampled=sampled)
+            self._end(sequence, Ending(finish, sampled=sampled))
 
-    def _end(
-        self,
-        sequence: EngineSequence,
-        finish: FinishReason,
-        *,
-        sampled: Sampled | None = None,
-        error: Exception | None = None,
-    ) -> None:
+    def _end(self, sequence: EngineSequence, ending: Ending) -> None:
         """Free everything a request holds, then give it its ending, unless it has had it."""
         self._scheduler.remove(sequence)
         self._runner.forget_task(sequence)
         del self._sequences[sequence.request_id]
-        self._answers.end(sequence, finish, sampled=sampled, error=error)
+        self._answers.end(sequence, ending)
 
     def _free_all(self) -> None:
         """What ended requests still hold, so that the parts of a stopped engine are whole."""
         for sequence in list(self._sequences.values()):
-            self._end(sequence, FinishReason.ERROR)
+            self._end(sequence, Ending(FinishReason.ERROR))

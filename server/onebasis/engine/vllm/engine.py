@@ -14,11 +14,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from onebasis.core.errors import ContextLengthExceeded, EngineStopped, ServeError
 from onebasis.core.request import FinishReason, GenerateRequest
-from onebasis.engine.answers import Answers, deadline_exceeded
+from onebasis.engine.answers import Answers, Ending, deadline_exceeded
 from onebasis.engine.fairness import INPUT_TOKEN_COST, OUTPUT_TOKEN_COST
 from onebasis.engine.interface import EngineLimits
 from onebasis.engine.ledger import Ledger, QueueLimits
-from onebasis.engine.sampler import Sampled
 from onebasis.engine.sequence import EngineSequence
 from onebasis.engine.vllm.llm import Llm
 from onebasis.engine.vllm.outputs import prompt_logprobs, sampled_tokens
@@ -201,37 +200,30 @@ class VllmEngine:
 
     def _abort(self, request_id: str) -> None:
         if request_id in self._sequences:
-            self._cut(self._sequences[request_id], FinishReason.ABORT)
+            self._cut(self._sequences[request_id], Ending(FinishReason.ABORT))
 
     def _expire(self, sequence: EngineSequence) -> None:
-        self._cut(sequence, FinishReason.ERROR, deadline_exceeded(sequence))
+        self._cut(sequence, Ending(FinishReason.ERROR, error=deadline_exceeded(sequence)))
 
     def _cut_all(self) -> None:
         """What ended requests still hold."""
         for sequence in list(self._sequences.values()):
-            self._cut(sequence, FinishReason.ERROR)
+            self._cut(sequence, Ending(FinishReason.ERROR))
 
-    def _cut(self, sequence: EngineSequence, finish: FinishReason, error: ServeError | None = None) -> None:
+    def _cut(self, sequence: EngineSequence, ending: Ending) -> None:
         """End a request from outside, whether it waits or runs."""
-        self._end(sequence, finish, error=error)
+        self._end(sequence, ending)
         if sequence.request_id in self._running:
             self._running[sequence.request_id].cancel()
         else:
             self._waiting.remove(sequence)
 
-    def _end(
-        self,
-        sequence: EngineSequence,
-        finish: FinishReason,
-        *,
-        sampled: Sampled | None = None,
-        error: Exception | None = None,
-    ) -> None:
+    def _end(self, sequence: EngineSequence, ending: Ending) -> None:
         del self._sequences[sequence.request_id]
         timer = self._timers.pop(sequence.request_id, None)
         if timer is not None:
             timer.cancel()
-        self._answers.end(sequence, finish, sampled=sampled, error=error)
+        self._answers.end(sequence, ending)
 
     def _leave(self, sequence: EngineSequence, _task: asyncio.Task[None]) -> None:
         """A request is out of vLLM; the next one gets its place."""
@@ -249,7 +241,7 @@ class VllmEngine:
         except Exception as error:
             if sequence.request_id in self._sequences:
                 refused = refusal(error) if isinstance(error, VLLMValidationError) else error
-                self._end(sequence, FinishReason.ERROR, error=refused)
+                self._end(sequence, Ending(FinishReason.ERROR, error=refused))
         finally:
             if row is not None and self._llm.tasks is not None:
                 self._llm.tasks.release(row)
@@ -285,6 +277,6 @@ class VllmEngine:
             finish = self._answers.add_token(sequence, sampled, now_s)
             self._waiting.charge(sequence, OUTPUT_TOKEN_COST)
             if finish is not None:
-                self._end(sequence, finish, sampled=sampled)
+                self._end(sequence, Ending(finish, sampled=sampled))
                 return True
         return False
