@@ -1,7 +1,6 @@
 """Tasks of the form `vector`: the same answers as of the explicit cores, alone, together and in blends."""
 
 import dataclasses
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +10,7 @@ from onebasis.coefficients.basis_file import read_basis_spec
 from onebasis.coefficients.format import parse_coefficients, write_coefficients
 from onebasis.coefficients.validate import bind
 from tests.api.server import RunningServer, ok, refused
-from tests.coefficients.builders import edited, raw_tensor
+from tests.coefficients.builders import edited, with_mixing_cores
 
 N_MIX = 3
 
@@ -19,15 +18,8 @@ N_MIX = 3
 @pytest.fixture(scope="module")
 def mixed(tiny, tmp_path_factory):
     """The tiny model with a basis that has mixing cores."""
-    sites = [dataclasses.replace(site, n_mix=N_MIX) for site in tiny.basis.sites]
-    rng = np.random.default_rng(0)
-    cores = {
-        f"{site.name}.G": raw_tensor(rng.standard_normal((N_MIX + 1, site.k_out, site.k_in)).astype(np.float16))
-        for site in sites
-    }
-    listed = json.dumps([dataclasses.asdict(site) for site in sites])
     path = tmp_path_factory.mktemp("mixed") / "mixed.basis.safetensors"
-    path.write_bytes(edited(tiny.basis_path.read_bytes(), metadata={"sites": listed}, tensors=cores))
+    path.write_bytes(with_mixing_cores(tiny.basis_path.read_bytes(), tiny.basis.sites, N_MIX))
     return dataclasses.replace(tiny, basis_path=path, basis=read_basis_spec(path))
 
 

@@ -1,7 +1,7 @@
 """Small bases and coefficient files for tests: three sites, no two sizes alike."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +92,17 @@ def edited(data: bytes, *, metadata=None, tensors=None, without=()) -> bytes:
     fields = {k: v for k, v in (dict(found.metadata) | (metadata or {})).items() if k not in without}
     numbers = {k: v for k, v in (dict(found.tensors) | (tensors or {})).items() if k not in without}
     return write_container(Container(fields, numbers))
+
+
+def with_mixing_cores(data: bytes, sites: tuple[SiteSpec, ...], n_mix: int) -> bytes:
+    """A basis file of these sites with random mixing cores in it."""
+    rng = np.random.default_rng(0)
+    cores = {
+        f"{site.name}.G": raw_tensor(rng.standard_normal((n_mix + 1, site.k_out, site.k_in)).astype(np.float16))
+        for site in sites
+    }
+    listed = json.dumps([asdict(replace(site, n_mix=n_mix)) for site in sites])
+    return edited(data, metadata={"sites": listed}, tensors=cores)
 
 
 def with_header(header: object, body: bytes = b"") -> bytes:

@@ -1,7 +1,5 @@
 """One vLLM of each kind for all tests: each takes half a minute to start on a quiet machine."""
 
-import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from onebasis.coefficients.format import parse_coefficients, write_coefficients
 from onebasis.coefficients.validate import bind
 from onebasis.core.request import TaskCoefficients
 from tests.api.tiny_model import save_tiny_model
-from tests.coefficients.builders import edited, raw_tensor
+from tests.coefficients.builders import with_mixing_cores
 from tests.vllm.plugin.offline import OfflineVllm
 
 N_MIX = 3
@@ -54,15 +52,8 @@ def _small_vllm():
 def tiny(tmp_path_factory):
     """The basis is not in the model's folder, where vLLM would take it for weights."""
     made = save_tiny_model(tmp_path_factory.mktemp("tiny") / "model", head_dim=32)
-    sites = [dataclasses.replace(site, n_mix=N_MIX) for site in made.basis.sites]
-    rng = np.random.default_rng(0)
-    mixing = {
-        f"{site.name}.G": raw_tensor(rng.standard_normal((N_MIX + 1, site.k_out, site.k_in)).astype(np.float16))
-        for site in sites
-    }
-    listed = json.dumps([dataclasses.asdict(site) for site in sites])
     path = tmp_path_factory.mktemp("basis") / "tiny.basis.safetensors"
-    path.write_bytes(edited(made.basis_path.read_bytes(), metadata={"sites": listed}, tensors=mixing))
+    path.write_bytes(with_mixing_cores(made.basis_path.read_bytes(), made.basis.sites, N_MIX))
     made.basis_path.unlink()
     return Tiny(made.folder, path, read_basis_spec(path))
 
