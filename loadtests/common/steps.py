@@ -95,4 +95,5 @@ def native_decoder(
         n_blocks=n_blocks,
         max_step_tokens=max_step_tokens,
         max_model_len=int(base.text_config.max_position_embeddings),
+        n_threads=torch.get_num_threads(),
     )

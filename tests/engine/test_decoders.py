@@ -11,7 +11,7 @@ from onebasis.model.native_decoder import NativeDecoder
 from tests.model.families import rounded_base, tiny_base
 from tests.native import native_library
 
-SIZES = StepSizes(n_blocks=8, block_size=16, max_running=2, max_step_tokens=16, max_model_len=64)
+SIZES = StepSizes(n_blocks=8, block_size=16, max_running=2, max_step_tokens=16, max_model_len=64, n_threads=2)
 
 
 def decoder_of(base, kernels):

@@ -1,5 +1,7 @@
 """The compiled library by itself; what it computes together is in tests/model/test_native_decoder.py."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -43,3 +45,33 @@ def test_without_a_compiler_the_reason_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotBuild, match=r"no C\+\+ compiler found"):
         build_library(tmp_path)
+
+
+@pytest.fixture
+def team(library):
+    team = library.make_team(3)
+    yield team
+    library.end_team(team)
+
+
+@pytest.mark.parametrize("n_columns", [1, 15, 16, 17, 1000])
+def test_argmax_is_torch_s(n_columns, library, team):
+    generator = torch.Generator().manual_seed(n_columns)
+    numbers = torch.randint(-3, 3, (40, n_columns), generator=generator).float()  # with many equal ones
+    numbers[1] = float("-inf")
+    numbers[2, n_columns // 2] = float("inf")
+    numbers[3, n_columns // 2 :] = float("nan")
+    numbers[4] = float("nan")
+    assert torch.equal(library.argmax(team, numbers), numbers.argmax(dim=-1))
+
+
+def test_a_team_s_threads_end_with_it(library):
+    before = n_threads()
+    team = library.make_team(4)
+    assert n_threads() == before + 3
+    library.end_team(team)
+    assert n_threads() == before
+
+
+def n_threads():
+    return len(list(Path("/proc/self/task").iterdir()))

@@ -52,9 +52,15 @@ class Stepper:
     """
 
     def __init__(
-        self, base: LoadedBase, basis: Basis | None = None, *, n_blocks: int = 60, library: Library | None = None
+        self,
+        base: LoadedBase,
+        basis: Basis | None = None,
+        *,
+        n_blocks: int = 60,
+        library: Library | None = None,
+        n_threads: int = 2,
     ) -> None:
-        """With `library`, the native decoder computes; without, torch does."""
+        """With `library`, the native decoder computes, on so many threads; without, torch does."""
         self._arena = None if basis is None else Arena(basis.spec, n_slots=4, device=CPU)
         self._residuals = ResidualCache(limit_bytes=10_000_000, dtype=base.model.dtype, device=CPU)
         self._held: dict[str, ResidentResidual] = {}
@@ -62,7 +68,7 @@ class Stepper:
         self._decoder = (
             self._torch_decoder(base, basis, n_blocks)
             if library is None
-            else self._native_decoder(base, basis, n_blocks, library)
+            else self._native_decoder(base, basis, library, n_blocks=n_blocks, n_threads=n_threads)
         )
         pool = BlockPool(n_blocks, self._block_size)
         self._scheduler = Scheduler(pool, max_running=4, max_step_tokens=MAX_STEP_TOKENS)
@@ -75,10 +81,12 @@ class Stepper:
         cache = KVCache(base.text_config, n_blocks=n_blocks, block_size=BLOCK_SIZE, dtype=base.model.dtype, device=CPU)
         return Decoder(base, cache, step)
 
-    def _native_decoder(self, base: LoadedBase, basis: Basis | None, n_blocks: int, library: Library) -> StepDecoder:
+    def _native_decoder(
+        self, base: LoadedBase, basis: Basis | None, library: Library, *, n_blocks: int, n_threads: int
+    ) -> StepDecoder:
         tasks = None if self._arena is None else TaskTable(self._arena.table, self._arena.site_offsets)
         sizes = {"n_blocks": n_blocks, "max_step_tokens": MAX_STEP_TOKENS, "max_model_len": 256}
-        return NativeDecoder(base, basis, tasks, library, **sizes)
+        return NativeDecoder(base, basis, tasks, library, **sizes, n_threads=n_threads)
 
     def run(self, arrivals: list[tuple[int, GenerateRequest]]) -> dict[str, Trace]:
         """Answer all requests, each added before the step of its number."""

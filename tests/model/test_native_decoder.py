@@ -134,3 +134,20 @@ def test_a_basis_may_leave_sites_out(library, tmp_path):
 )
 def test_says_why_a_model_can_not_run(base, block_size, reason):
     assert reason in (why_not(base, block_size) or "")
+
+
+@pytest.mark.parametrize("n_threads", [1, 3, 7])
+def test_the_number_of_threads_changes_no_bit(n_threads, library, tmp_path):
+    base = rounded_base("llama")
+    basis = rounded_basis(base, tmp_path)
+    arrivals = mixed_arrivals([random_task(basis.spec, 1).resolved, None])
+    wanted = Stepper(copy.deepcopy(base), basis, library=library, n_threads=2).run(arrivals)
+    found = Stepper(base, basis, library=library, n_threads=n_threads).run(arrivals)
+    for request_id, trace in wanted.items():
+        assert torch.equal(found[request_id].logits, trace.logits)
+
+
+def test_angles_that_depend_on_the_length_of_a_text_are_left_to_torch():
+    base = rounded_base("llama")
+    base.model.model.rotary_emb.rope_type = "dynamic"
+    assert "rotary embedding is dynamic" in (why_not(base, 16) or "")

@@ -24,13 +24,17 @@ Kernels = Literal["auto", "native", "torch"]
 
 @dataclass(frozen=True, slots=True)
 class StepSizes:
-    """Bounds that a decoder makes room for; n_blocks of block_size tokens are the KV cache."""
+    """Bounds that a decoder makes room for; n_blocks of block_size tokens are the KV cache.
+
+    n_threads: that compute a step of the native decoder; the torch decoder has torch's.
+    """
 
     n_blocks: int
     block_size: int
     max_running: int
     max_step_tokens: int
     max_model_len: int
+    n_threads: int
 
 
 def build_decoder(
@@ -73,6 +77,7 @@ def _native(
         n_blocks=sizes.n_blocks,
         max_step_tokens=sizes.max_step_tokens,
         max_model_len=sizes.max_model_len,
+        n_threads=sizes.n_threads,
     )
 
 

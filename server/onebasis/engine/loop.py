@@ -196,11 +196,6 @@ class EngineLoop:
         self._n_failed_steps = 0
         self._scheduler.commit(plan)
         now_s = time.monotonic()
-        for sequence, result in results:
-            if isinstance(result, Exception):
-                self._end(sequence, Ending(FinishReason.ERROR, error=result))
-            else:
-                self._report_token(sequence, result, now_s)
         tasks = {run.sequence.task_name for run in plan.runs} - {None}
         self._metrics.observe_step(
             StepReport(
@@ -212,6 +207,11 @@ class EngineLoop:
                 n_prefix_hits=plan.n_prefix_hits,
             )
         )
+        for sequence, result in results:
+            if isinstance(result, Exception):
+                self._end(sequence, Ending(FinishReason.ERROR, error=result))
+            else:
+                self._report_token(sequence, result, now_s)
 
     def _fail_step(self, plan: StepPlan, error: Exception) -> None:
         """The computation that all of a step share failed: whose fault it is can't be told, so all of them end."""

@@ -29,6 +29,13 @@ class StepDecoder(Protocol):
         """Logits [n_samples, n_vocab], at the rows that the batch asks for; valid until the next call."""
         ...
 
+    def argmax(self, logits: Tensor) -> Tensor:
+        """[n] int64, the likeliest token of each row of logits [n, n_vocab], rows of `forward`'s from the first on.
+
+        Of equal ones the first; the first NaN where there is one.
+        """
+        ...
+
 
 class Runner:
     """Joins decoder, the memory of tasks and sampler. Engine thread only.
@@ -110,6 +117,7 @@ class Runner:
             self._on_apply(time.monotonic() - started_s)
         sampling = [run.sequence for run in runs if run.samples]
         _score_prompts(runs, logits[len(sampling) :])
+        logits = logits[: len(sampling)]
         rows = [
             SampleRow(
                 sequence.request.sampling,
@@ -119,7 +127,7 @@ class Runner:
             )
             for sequence in sampling
         ]
-        return list(zip(sampling, sample_isolated(logits[: len(sampling)], rows), strict=True))
+        return list(zip(sampling, sample_isolated(logits, rows, self._decoder.argmax(logits)), strict=True))
 
 
 def _score_prompts(runs: list[ScheduledRun], logits: Tensor) -> None:

@@ -57,6 +57,10 @@ class DecodeGraphs:
         _copy_batch_(inputs, self._padded(batch, size))
         return replay().index_select(0, batch.logit_rows)
 
+    def argmax(self, logits: Tensor) -> Tensor:
+        """As of any decoder."""
+        return self._decoder.argmax(logits)
+
     def _padded(self, batch: ForwardBatch, size: int) -> ForwardBatch:
         return pad_decodes(
             batch, size, n_columns=self._n_columns, scratch_block=self._scratch_block, block_size=self._block_size

@@ -49,3 +49,7 @@ class Decoder:
         )
         logits: Tensor = output.logits[0]
         return logits
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """As of any decoder."""
+        return logits.argmax(dim=-1)

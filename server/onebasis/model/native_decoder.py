@@ -7,7 +7,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ from onebasis.model.kv_cache import head_shape
 from onebasis.model.loader import LoadedBase
 
 _ARCHITECTURES: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_ROPES_BY_LENGTH: Final = ("dynamic", "longrope")
 _GROUPS: Final = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -62,6 +63,7 @@ def why_not(base: LoadedBase, block_size: int) -> str | None:
     if architecture not in _ARCHITECTURES:
         return f"{architecture} is not one of {', '.join(_ARCHITECTURES)}"
     _, head_dim = head_shape(config)
+    rope = base.model.model.rotary_emb.rope_type
     missing = [flag for flag in NEEDED_CPU_FLAGS if flag not in cpu_flags()]
     reasons = {
         f"device is {base.model.device.type}, not cpu": base.model.device.type != "cpu",
@@ -71,6 +73,7 @@ def why_not(base: LoadedBase, block_size: int) -> str | None:
         f"head_dim is {head_dim}, not one of {HEAD_DIMS}": head_dim not in HEAD_DIMS,
         f"hidden_size {config.hidden_size} is no multiple of {HALF}": config.hidden_size % HALF != 0,
         f"activation is {config.hidden_act}, not silu": config.hidden_act != "silu",
+        f"rotary embedding is {rope}, whose angles depend on the length": rope in _ROPES_BY_LENGTH,
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
 
@@ -82,6 +85,8 @@ class NativeDecoder:
         base: its decoder layers and head are packed one by one and taken out of it.
         tasks: needed with a basis.
         max_step_tokens: most tokens in a batch. max_model_len: most tokens that one of them may see.
+        n_threads: that compute a step, the caller of `forward` among them. They are its own; where torch has threads
+            of its own too, the two get in each other's way.
     """
 
     path = "native"
@@ -96,15 +101,17 @@ class NativeDecoder:
         n_blocks: int,
         max_step_tokens: int,
         max_model_len: int,
+        n_threads: int,
     ) -> None:
         self._library = library
         self._tasks = tasks
-        self._rotary = base.model.model.rotary_emb
         self._max_visible = max_model_len
         self._packer = _Packer(library, {} if basis is None else basis.factors, {} if tasks is None else tasks.offsets)
         self._residuals = _ResidualTables([] if basis is None else [*basis.factors])
         self._model = self._pack(base, n_blocks)
-        n_bytes = library.workspace_bytes(self._model, max_step_tokens, max_model_len)
+        self._team = library.make_team(n_threads)
+        finalize(self, library.end_team, self._team)
+        n_bytes = library.workspace_bytes(self._model, max_step_tokens, max_model_len, n_threads)
         self._workspace = torch.empty(n_bytes + 64, dtype=torch.uint8)
         self._logits = torch.empty(0, self._model.n_vocab)
 
@@ -114,9 +121,7 @@ class NativeDecoder:
         n_samples = batch.logit_rows.shape[0]
         if n_samples > self._logits.shape[0]:
             self._logits = torch.empty(n_samples, self._model.n_vocab)
-        cos, sin = self._rotary(self._logits, batch.positions.unsqueeze(0))
         blocks, block_offsets = _flat_blocks(batch)
-        n_visible = (batch.positions + 1).int()
         tasks = Tasks()
         if batch.token_slots is not None and self._tasks is not None:
             tasks = Tasks(batch.token_slots.data_ptr(), self._tasks.rows.data_ptr(), self._tasks.rows.stride(0))
@@ -128,10 +133,8 @@ class NativeDecoder:
             n_samples=n_samples,
             max_visible=self._max_visible,
             token_ids=batch.token_ids.data_ptr(),
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
+            positions=batch.positions.data_ptr(),
             kv_rows=batch.kv_rows.data_ptr(),
-            n_visible=n_visible.data_ptr(),
             block_offsets=block_offsets.data_ptr(),
             blocks=blocks.data_ptr(),
             tasks=tasks,
@@ -139,8 +142,12 @@ class NativeDecoder:
             logits=self._logits.data_ptr(),
             workspace=-(-self._workspace.data_ptr() // 64) * 64,
         )
-        self._library.run_step(self._model, step, torch.get_num_threads())
+        self._library.run_step(self._team, self._model, step)
         return self._logits[:n_samples]
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """As of any decoder; `logits` are the first rows of what `forward` gave."""
+        return self._library.argmax(self._team, logits)
 
     def _pack(self, base: LoadedBase, n_blocks: int) -> Model:
         model, config, packer = base.model, base.text_config, self._packer
@@ -170,6 +177,7 @@ class NativeDecoder:
             )
             model.model.layers[i] = nn.Identity()
         model.set_output_embeddings(nn.Identity())
+        cos, sin = model.model.rotary_emb(torch.empty(0), torch.arange(self._max_visible).unsqueeze(0))
         return Model(
             n_layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -182,6 +190,8 @@ class NativeDecoder:
             scaling=head_dim**-0.5,
             embeddings=packer.keep(embeddings.weight.data),
             final_norm=packer.floats(model.model.norm.weight),
+            cos=packer.floats(cos),
+            sin=packer.floats(sin),
             layers=layers,
             head=head,
         )
@@ -332,6 +342,8 @@ def _flat_blocks(batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         tables.append(batch.decodes.block_tables.flatten())
         offsets.append(torch.arange(0, n_seqs * width, width))
         start = n_seqs * width
+        if not batch.chunks:
+            return tables[0], offsets[0]
     for chunk in batch.chunks:
         tables.append(chunk.block_table)
         offsets.append(torch.full((chunk.end - chunk.start,), start))

@@ -55,8 +55,11 @@ class NativeAssembly:
                 max_running=config.max_running,
                 max_step_tokens=config.max_step_tokens,
                 max_model_len=self.model.limits.max_model_len,
+                n_threads=torch.get_num_threads(),
             ),
         )
+        if decoder.path == "native":
+            torch.set_num_threads(1)  # what is left to torch is small, and its threads would wait for work on our cores
         return EngineLoop(
             scheduler=self._scheduler(),
             runner=Runner(

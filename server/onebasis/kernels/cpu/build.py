@@ -13,8 +13,8 @@ from typing import Final
 from platformdirs import user_cache_path
 
 _log = logging.getLogger(__name__)
-_SOURCES: Final = ("decoder.cpp", "linear.h", "residual.h", "attention.h", "update.h", "vectors.h")
-_FLAGS: Final = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-w")
+_SOURCES: Final = ("decoder.cpp", "linear.h", "residual.h", "attention.h", "team.h", "update.h", "vectors.h")
+_FLAGS: Final = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-pthread", "-w")
 _COMPILERS: Final = ("g++", "clang++", "c++")
 _TIMEOUT_S: Final = 120
 

@@ -99,6 +99,8 @@ class Model(Structure):
         ("scaling", c_float),
         ("embeddings", c_void_p),
         ("final_norm", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
         ("layers", POINTER(Layer)),
         ("head", Group),
     ]
@@ -110,10 +112,8 @@ class Step(Structure):
         ("n_samples", c_int32),
         ("max_visible", c_int32),
         ("token_ids", c_void_p),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
+        ("positions", c_void_p),
         ("kv_rows", c_void_p),
-        ("n_visible", c_void_p),
         ("block_offsets", c_void_p),
         ("blocks", c_void_p),
         ("tasks", Tasks),
@@ -157,6 +157,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))
+        self._functions.onebasis_make_team.restype = c_void_p
         self._functions.onebasis_workspace_bytes.restype = c_int64
         self._functions.onebasis_struct_bytes.restype = c_int64
         for which, structure in enumerate((Site, Group, Residual, Tasks, Layer, Model, Step, LayerUpdate)):
@@ -180,16 +181,37 @@ class Library:
         self._functions.onebasis_exp_negative(c_void_p(result.data_ptr()), c_int32(result.shape[0]))
         return result
 
-    def workspace_bytes(self, model: Model, max_tokens: int, max_visible: int) -> int:
+    def make_team(self, n_threads: int) -> int:
+        """Start the threads that compute steps together, but for one, who is whoever calls `run_step`."""
+        team: int = self._functions.onebasis_make_team(c_int32(n_threads))
+        return team
+
+    def end_team(self, team: int) -> None:
+        """End its threads; the number means nothing any more."""
+        self._functions.onebasis_end_team(c_void_p(team))
+
+    def workspace_bytes(self, model: Model, max_tokens: int, max_visible: int, n_threads: int) -> int:
         """Scratch that a step of so many tokens needs."""
         size: int = self._functions.onebasis_workspace_bytes(
-            ctypes.byref(model), c_int32(max_tokens), c_int32(max_visible)
+            ctypes.byref(model), c_int32(max_tokens), c_int32(max_visible), c_int32(n_threads)
         )
         return size
 
-    def run_step(self, model: Model, step: Step, n_threads: int) -> None:
-        """Compute; other Python threads run meanwhile."""
-        self._functions.onebasis_run_step(ctypes.byref(model), ctypes.byref(step), c_int32(n_threads))
+    def run_step(self, team: int, model: Model, step: Step) -> None:
+        """Compute, one step of a team at a time; other Python threads run meanwhile."""
+        self._functions.onebasis_run_step(c_void_p(team), ctypes.byref(model), ctypes.byref(step))
+
+    def argmax(self, team: int, numbers: Tensor) -> Tensor:
+        """[n_rows] int64, `numbers.argmax(dim=-1)` of contiguous [n_rows, n_columns] float32, n_columns above 0."""
+        places = torch.empty(numbers.shape[0], dtype=torch.int64)
+        self._functions.onebasis_argmax(
+            c_void_p(team),
+            c_void_p(numbers.data_ptr()),
+            c_int32(numbers.shape[0]),
+            c_int32(numbers.shape[1]),
+            c_void_p(places.data_ptr()),
+        )
+        return places
 
     def add_update(self, update: LayerUpdate) -> None:
         """y += U^T S_t (V x); other Python threads run meanwhile. update.py fills the structure in and checks sizes."""

@@ -2,10 +2,9 @@
 // tasks. bfloat16 weights and activations, float32 sums and residual stream. Called through a C interface from
 // cpu/library.py, whose structures mirror the ones here.
 
-#include <omp.h>
-
 #include "attention.h"
 #include "linear.h"
+#include "team.h"
 #include "update.h"
 
 struct Layer {
@@ -24,6 +23,8 @@ struct Model {
     float norm_eps, scaling;
     const bf16* embeddings;  // [n_vocab][hidden]
     const float* final_norm;
+    const float* cos;  // [positions][head_dim]
+    const float* sin;
     const Layer* layers;
     Group head;
 };
@@ -31,10 +32,8 @@ struct Model {
 struct Step {
     int32_t n_tokens, n_samples, max_visible;
     const int64_t* token_ids;      // [n_tokens]
-    const float* cos;              // [n_tokens][head_dim]
-    const float* sin;
+    const int64_t* positions;      // [n_tokens] in its sequence
     const int64_t* kv_rows;        // [n_tokens] block * 16 + offset
-    const int32_t* n_visible;      // [n_tokens] tokens of its sequence that a token sees, its own included
     const int64_t* block_offsets;  // [n_tokens] where its sequence's blocks begin in `blocks`
     const int64_t* blocks;
     Tasks tasks;
@@ -102,68 +101,67 @@ void add_columns(float* to, const float* from, int n) {
     for (int c = 0; c < n; ++c) to[c] += from[c];
 }
 
-// The functions below are called by every thread of the step's one parallel region; each ends with a barrier.
+// One thread's view of a step. The functions are called by every thread of the team; each ends when all have done it.
 
 struct Runner {
     const Model& model;
     const Step& step;
     const Workspace& work;
+    Member& member;
 
     bool has_tasks() const { return step.tasks.rows != nullptr; }
     bool has_residuals() const { return step.tasks.residuals.tables != nullptr; }
 
     void embed() const {
-#pragma omp for schedule(static)
-        for (int t = 0; t < step.n_tokens; ++t) {
+        member.share(step.n_tokens, [&](int t) {
             const bf16* from = model.embeddings + step.token_ids[t] * model.hidden;
             float* to = work.residual + int64_t{t} * model.hidden;
             for (int i = 0; i < model.hidden; i += kLanes) {
                 const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(from + i)));
                 _mm512_storeu_ps(to + i, _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
             }
-        }
+        });
     }
 
     // Normalised input where `norm` is given, and every token's mixed numbers where the group has sites.
     void prepare(const Group& group, const bf16* x, const float* norm) const {
         const bool mixes = has_tasks() && group.n_sites > 0;
         if (norm == nullptr && !mixes) return;
-        const int n_tiles = (step.n_tokens + kTileRows - 1) / kTileRows;
-        const int z_width = group.n_v_panels * kPanel;
-#pragma omp for schedule(dynamic)
-        for (int tile = 0; tile < n_tiles; ++tile) {
-            const int first = tile * kTileRows, n_rows = std::min(kTileRows, step.n_tokens - first);
-            for (int t = first; norm != nullptr && t < first + n_rows; ++t)
+        if (norm != nullptr)
+            member.share(step.n_tokens, [&](int t) {
                 normalize(work.residual + int64_t{t} * model.hidden, norm, model.hidden, model.norm_eps,
                           work.input + int64_t{t} * model.hidden);
-            if (!mixes) continue;
-            for (int panel = 0; panel < group.n_v_panels; ++panel) {
-                const auto keep = [&](int row, int n, const float* sums) {
-                    for (int i = 0; i < n; ++i)
-                        std::memcpy(work.z + int64_t{first + row + i} * z_width + panel * kPanel, sums + i * kPanel,
-                                    sizeof(float) * kPanel);
-                };
-                multiply_panel(group, group.n_panels + panel, x + int64_t{first} * group.n_in, n_rows, nullptr, keep);
-            }
-            for (int t = first; t < first + n_rows; ++t)
-                mix_token(group, step.tasks, t, work.z + int64_t{t} * z_width,
-                          work.mixed + int64_t{t} * group.mixed_width);
-            for (int t = first; has_residuals() && t < first + n_rows; ++t)
-                shrink_token(group, step.tasks.residuals, t, x + int64_t{t} * group.n_in);
-        }
+            });
+        if (!mixes) return;
+        const int n_tiles = (step.n_tokens + kTileRows - 1) / kTileRows;
+        const int z_width = group.n_v_panels * kPanel;
+        member.share(n_tiles * group.n_v_panels, [&](int item) {
+            const int panel = item / n_tiles, first = item % n_tiles * kTileRows;
+            const int n_rows = std::min(kTileRows, step.n_tokens - first);
+            multiply_panel(group, group.n_panels + panel, x + int64_t{first} * group.n_in, n_rows, nullptr,
+                           [&](int row, int n, const float* sums) {
+                               for (int i = 0; i < n; ++i)
+                                   std::memcpy(work.z + int64_t{first + row + i} * z_width + panel * kPanel,
+                                               sums + i * kPanel, sizeof(float) * kPanel);
+                           });
+        });
+        member.share(step.n_tokens, [&](int t) {
+            mix_token(group, step.tasks, t, work.z + int64_t{t} * z_width, work.mixed + int64_t{t} * group.mixed_width);
+            if (has_residuals()) shrink_token(group, step.tasks.residuals, t, x + int64_t{t} * group.n_in);
+        });
     }
 
     template <class Finish>
     void multiply(const Group& group, const bf16* x, int n_rows, bool mixes, Finish finish) const {
         const bf16* mixed = mixes && has_tasks() && group.n_sites > 0 ? work.mixed : nullptr;
-#pragma omp for schedule(dynamic)
-        for (int panel = 0; panel < group.n_panels; ++panel)
+        member.share(group.n_panels, [&](int panel) {
             multiply_panel(group, panel, x, n_rows, mixed, [&](int first, int n, float* tile) {
                 if (mixed != nullptr && has_residuals())
                     for (int i = 0; i < n; ++i)
                         add_residual(group, step.tasks.residuals, panel, first + i, tile + i * kPanel);
                 for (int i = 0; i < n; ++i) finish(panel, first + i, tile + i * kPanel);
             });
+        });
     }
 
     void add_to_residual(const Group& group, const bf16* x) const {
@@ -179,8 +177,7 @@ struct Runner {
     void rotate_and_store(const Layer& layer) const {
         const int dim = model.head_dim, n_query = model.n_heads * dim, n_key = model.n_kv_heads * dim;
         const CacheShape shape{model.n_kv_heads, dim};
-#pragma omp for schedule(static)
-        for (int t = 0; t < step.n_tokens; ++t) {
+        member.share(step.n_tokens, [&](int t) {
             float* qkv = work.qkv + int64_t{t} * (n_query + 2 * n_key);
             for (int h = 0; h < model.n_heads; ++h) {
                 rotate(qkv + h * dim, layer.query_norm, t);
@@ -194,19 +191,18 @@ struct Runner {
                 write_key_value(layer.keys + at, layer.values + at, static_cast<int>(step.kv_rows[t] % kBlock), dim, key,
                                 key + n_key);
             }
-        }
+        });
     }
 
     void attend(const Layer& layer) const {
         const int dim = model.head_dim, group = model.n_heads / model.n_kv_heads;
         const CacheShape shape{model.n_kv_heads, dim};
         const WeighFunction weigh = weigh_function(dim);
-        float* scores = work.scores + omp_get_thread_num() * Workspace::scores_stride(step.max_visible);
+        float* scores = work.scores + member.index() * Workspace::scores_stride(step.max_visible);
         const int n_units = step.n_tokens * model.n_kv_heads;
-#pragma omp for schedule(dynamic)
-        for (int unit = 0; unit < n_units; ++unit) {
+        member.share(n_units, [&](int unit) {
             const int t = unit / model.n_kv_heads, kv_head = unit % model.n_kv_heads;
-            const int n_visible = step.n_visible[t];
+            const int n_visible = static_cast<int>(step.positions[t]) + 1;
             const int first = layer.window > 0 ? std::max(0, n_visible - layer.window) : 0;
             const int64_t* blocks = step.blocks + step.block_offsets[t];
             for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
@@ -215,7 +211,7 @@ struct Runner {
                                             model.scaling, scores);
                 weigh(scores, highest, layer.values, shape, kv_head, blocks, first, n_visible, work.attended + at);
             }
-        }
+        });
     }
 
     void run_layer(const Layer& layer) const {
@@ -237,10 +233,10 @@ struct Runner {
     }
 
     void run_head() const {
-#pragma omp for schedule(static)
-        for (int i = 0; i < step.n_samples; ++i)
+        member.share(step.n_samples, [&](int i) {
             normalize(work.residual + step.sample_rows[i] * model.hidden, model.final_norm, model.hidden, model.norm_eps,
                       work.input + int64_t{i} * model.hidden);
+        });
         multiply(model.head, work.input, step.n_samples, false, [&](int panel, int i, const float* sums) {
             const int column = panel * kPanel;
             std::memcpy(step.logits + int64_t{i} * model.n_vocab + column, sums,
@@ -251,8 +247,8 @@ struct Runner {
   private:
     void rotate(float* x, const float* norm, int t) const {
         const int dim = model.head_dim, half = dim / 2;
-        const float* cos = step.cos + int64_t{t} * dim;
-        const float* sin = step.sin + int64_t{t} * dim;
+        const float* cos = model.cos + step.positions[t] * dim;
+        const float* sin = model.sin + step.positions[t] * dim;
         const float scale = norm == nullptr ? 1.0f : inverse_rms(x, dim, model.norm_eps);
         for (int d = 0; d < half; ++d) {
             const float first = norm == nullptr ? x[d] : x[d] * scale * norm[d];
@@ -267,23 +263,33 @@ struct Runner {
 
 extern "C" {
 
-int64_t onebasis_workspace_bytes(const Model* model, int32_t max_tokens, int32_t max_visible) {
-    return Workspace(*model, nullptr, max_tokens, max_visible, omp_get_max_threads()).n_bytes;
+Team* onebasis_make_team(int32_t n_threads) { return new Team(n_threads); }
+
+void onebasis_end_team(Team* team) { delete team; }
+
+int64_t onebasis_workspace_bytes(const Model* model, int32_t max_tokens, int32_t max_visible, int32_t n_threads) {
+    return Workspace(*model, nullptr, max_tokens, max_visible, n_threads).n_bytes;
 }
 
 void onebasis_pack_panels(const bf16* weight, int32_t n_out, int32_t n_in, bf16* packed) {
     pack_panels(weight, n_out, n_in, packed);
 }
 
-void onebasis_run_step(const Model* model, const Step* step, int32_t n_threads) {
-    const Workspace work(*model, step->workspace, step->n_tokens, step->max_visible, n_threads);
-    const Runner runner{*model, *step, work};
-#pragma omp parallel num_threads(n_threads)
-    {
+void onebasis_run_step(Team* team, const Model* model, const Step* step) {
+    const Workspace work(*model, step->workspace, step->n_tokens, step->max_visible, team->n_members());
+    team->run([&](Member& member) {
+        const Runner runner{*model, *step, work, member};
         runner.embed();
         for (int i = 0; i < model->n_layers; ++i) runner.run_layer(model->layers[i]);
         runner.run_head();
-    }
+    });
+}
+
+// Of each row of numbers [n_rows][n_columns] the place of the highest, see argmax.
+void onebasis_argmax(Team* team, const float* numbers, int32_t n_rows, int32_t n_columns, int64_t* places) {
+    team->run([&](Member& member) {
+        member.share(n_rows, [&](int i) { places[i] = argmax(numbers + int64_t{i} * n_columns, n_columns); });
+    });
 }
 
 void onebasis_add_update(const LayerUpdate* layer) { update::add(*layer); }

@@ -140,8 +140,7 @@ static void multiply_core(const Site& site, const float* core, const float* z, b
         __m512 sum = _mm512_setzero_ps();
         const float* row = core + int64_t{o} * site.k_in;
         for (int j = 0; j < site.k_in; j += kLanes) {
-            const int n = std::min(kLanes, site.k_in - j);
-            const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
+            const __mmask16 mask = first_lanes(site.k_in - j);
             sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, row + j), _mm512_maskz_loadu_ps(mask, z + j), sum);
         }
         mixed[o] = to_bf16(_mm512_reduce_add_ps(sum));

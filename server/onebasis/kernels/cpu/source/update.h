@@ -35,7 +35,6 @@ inline __m512 widened(__m256i numbers) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
 }
 
-inline __mmask16 first(int n) { return static_cast<__mmask16>(n >= kLanes ? 0xffff : (1u << n) - 1); }
 
 // z[i][j] = V[j] . x[token i], for the tokens of a tile.
 template <int Tokens, int Factors>
@@ -84,7 +83,7 @@ static void mix(const LayerUpdate& layer, int64_t row, const float* z, float* mi
             const float* numbers = core + o * layer.out_stride;
             __m512 sum = _mm512_setzero_ps();
             for (int j = 0; j < layer.k_in; j += kLanes) {
-                const __mmask16 mask = first(layer.k_in - j);
+                const __mmask16 mask = first_lanes(layer.k_in - j);
                 sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, numbers + j),
                                       _mm512_maskz_loadu_ps(mask, z + s * layer.k_in + j), sum);
             }
@@ -117,7 +116,7 @@ static void expand(const LayerUpdate& layer, bf16* const* y, const float* mixed,
     const int width = layer.n_sites * layer.k_out;
     for (int s = 0; s < layer.n_sites; ++s)
         for (int c = layer.columns[2 * s]; c < layer.columns[2 * s + 1]; c += kLanes) {
-            const __mmask16 mask = first(layer.columns[2 * s + 1] - c);
+            const __mmask16 mask = first_lanes(layer.columns[2 * s + 1] - c);
             int i = 0;
             for (; i + kTile <= n; i += kTile) expand_columns<kTile>(layer, s, c, mask, y + i, mixed + i * width, width);
             for (; i + 2 <= n; i += 2) expand_columns<2>(layer, s, c, mask, y + i, mixed + i * width, width);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 using bf16 = uint16_t;  // the upper half of a float32
 
@@ -25,6 +26,29 @@ inline bf16 to_bf16(float value) {
 }
 
 inline void store_bf16(bf16* p, __m512 values) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(values)); }
+
+inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>(n < kLanes ? (1u << n) - 1 : 0xffffu); }
+
+// Place of the highest number, the first of equal ones; of the first NaN where there is one. n > 0.
+inline int argmax(const float* x, int n) {
+    const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    __m512 highest = lowest;
+    __mmask16 has_nan = 0;
+    for (int i = 0; i < n; i += kLanes) {
+        const __m512 part = _mm512_mask_loadu_ps(lowest, first_lanes(n - i), x + i);
+        highest = _mm512_max_ps(highest, part);
+        has_nan |= _mm512_cmp_ps_mask(part, part, _CMP_UNORD_Q);
+    }
+    const __m512 wanted = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
+    for (int i = 0; i < n; i += kLanes) {
+        const __mmask16 lanes = first_lanes(n - i);
+        const __m512 part = _mm512_maskz_loadu_ps(lanes, x + i);
+        const __mmask16 found = has_nan ? _mm512_mask_cmp_ps_mask(lanes, part, part, _CMP_UNORD_Q)
+                                        : _mm512_mask_cmp_ps_mask(lanes, part, wanted, _CMP_EQ_OQ);
+        if (found) return i + __builtin_ctz(found);
+    }
+    return 0;
+}
 
 // e^x for x <= 0 to a relative error below 3e-7; 0 below -87. Range reduction to [-ln2/2, ln2/2] and Taylor's polynomial.
 inline __m512 exp_negative(__m512 x) {
