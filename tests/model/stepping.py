@@ -110,6 +110,7 @@ class Stepper:
         runs = order_runs(plan)
         batch = build_batch(runs, block_size=self._block_size, device=CPU, residuals=self._held)
         sampled = self._decoder.forward(batch).clone()
+        assert torch.equal(self._decoder.argmax(sampled), sampled.argmax(dim=-1))
         everywhere = self._decoder.forward(replace(batch, logit_rows=torch.arange(plan.n_tokens)))
         self.n_mixed_steps += batch.decodes is not None and len(batch.chunks) > 0
         self.n_preempted += len(plan.preempted)

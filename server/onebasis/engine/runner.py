@@ -30,9 +30,9 @@ class StepDecoder(Protocol):
         ...
 
     def argmax(self, logits: Tensor) -> Tensor:
-        """[n] int64, the likeliest token of each row of logits [n, n_vocab], rows of `forward`'s from the first on.
+        """[n] int64, the likeliest token of each row of `logits`, which are the first n rows of the last `forward`.
 
-        Of equal ones the first; the first NaN where there is one.
+        Of equal ones the first; the first NaN where there is one. Valid until the next `forward`.
         """
         ...
 

@@ -114,6 +114,7 @@ class NativeDecoder:
         n_bytes = library.workspace_bytes(self._model, max_step_tokens, max_model_len, n_threads)
         self._workspace = torch.empty(n_bytes + 64, dtype=torch.uint8)
         self._logits = torch.empty(0, self._model.n_vocab)
+        self._best = torch.empty(0, dtype=torch.int64)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
@@ -121,6 +122,7 @@ class NativeDecoder:
         n_samples = batch.logit_rows.shape[0]
         if n_samples > self._logits.shape[0]:
             self._logits = torch.empty(n_samples, self._model.n_vocab)
+            self._best = torch.empty(n_samples, dtype=torch.int64)
         blocks, block_offsets = _flat_blocks(batch)
         tasks = Tasks()
         if batch.token_slots is not None and self._tasks is not None:
@@ -140,14 +142,15 @@ class NativeDecoder:
             tasks=tasks,
             sample_rows=batch.logit_rows.data_ptr(),
             logits=self._logits.data_ptr(),
+            best=self._best.data_ptr(),
             workspace=-(-self._workspace.data_ptr() // 64) * 64,
         )
         self._library.run_step(self._team, self._model, step)
         return self._logits[:n_samples]
 
     def argmax(self, logits: Tensor) -> Tensor:
-        """As of any decoder; `logits` are the first rows of what `forward` gave."""
-        return self._library.argmax(self._team, logits)
+        """As of any decoder; the step has found them."""
+        return self._best[: logits.shape[0]]
 
     def _pack(self, base: LoadedBase, n_blocks: int) -> Model:
         model, config, packer = base.model, base.text_config, self._packer

@@ -119,6 +119,7 @@ class Step(Structure):
         ("tasks", Tasks),
         ("sample_rows", c_void_p),
         ("logits", c_void_p),
+        ("best", c_void_p),
         ("workspace", c_void_p),
     ]
 
@@ -201,17 +202,10 @@ class Library:
         """Compute, one step of a team at a time; other Python threads run meanwhile."""
         self._functions.onebasis_run_step(c_void_p(team), ctypes.byref(model), ctypes.byref(step))
 
-    def argmax(self, team: int, numbers: Tensor) -> Tensor:
-        """[n_rows] int64, `numbers.argmax(dim=-1)` of contiguous [n_rows, n_columns] float32, n_columns above 0."""
-        places = torch.empty(numbers.shape[0], dtype=torch.int64)
-        self._functions.onebasis_argmax(
-            c_void_p(team),
-            c_void_p(numbers.data_ptr()),
-            c_int32(numbers.shape[0]),
-            c_int32(numbers.shape[1]),
-            c_void_p(places.data_ptr()),
-        )
-        return places
+    def argmax(self, numbers: Tensor) -> int:
+        """Where the highest of [n] float32 is, as the logits of a step are searched; as torch's argmax says it."""
+        place: int = self._functions.onebasis_argmax(c_void_p(numbers.data_ptr()), c_int32(numbers.shape[0]))
+        return place
 
     def add_update(self, update: LayerUpdate) -> None:
         """y += U^T S_t (V x); other Python threads run meanwhile. update.py fills the structure in and checks sizes."""

@@ -39,6 +39,7 @@ struct Step {
     Tasks tasks;
     const int64_t* sample_rows;  // [n_samples] tokens whose logits are wanted
     float* logits;               // [n_samples][n_vocab]
+    int64_t* best;               // [n_samples] where the highest logit is, see argmax
     char* workspace;             // of workspace_bytes(), 64-byte aligned
 };
 
@@ -242,6 +243,9 @@ struct Runner {
             std::memcpy(step.logits + int64_t{i} * model.n_vocab + column, sums,
                         sizeof(float) * std::min(kPanel, model.n_vocab - column));
         });
+        member.share(step.n_samples, [&](int i) {
+            step.best[i] = argmax(step.logits + int64_t{i} * model.n_vocab, model.n_vocab);
+        });
     }
 
   private:
@@ -285,12 +289,7 @@ void onebasis_run_step(Team* team, const Model* model, const Step* step) {
     });
 }
 
-// Of each row of numbers [n_rows][n_columns] the place of the highest, see argmax.
-void onebasis_argmax(Team* team, const float* numbers, int32_t n_rows, int32_t n_columns, int64_t* places) {
-    team->run([&](Member& member) {
-        member.share(n_rows, [&](int i) { places[i] = argmax(numbers + int64_t{i} * n_columns, n_columns); });
-    });
-}
+int32_t onebasis_argmax(const float* numbers, int32_t n) { return argmax(numbers, n); }  // for its tests
 
 void onebasis_add_update(const LayerUpdate* layer) { update::add(*layer); }
 
