@@ -3,7 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
-from time import perf_counter
+from time import perf_counter, sleep
+from typing import Final
+
+_SETTLE_S: Final = 0.005
+"""OpenMP's threads of the side before spin for some milliseconds, on cores that the next one needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ def interleave(
     for round_number in range(n_rounds):
         first = round_number % len(names)
         for name in names[first:] + names[:first]:
+            sleep(_SETTLE_S)
             times_s[name].append(_mean_s(sides[name], n_calls[name]))
     return times_s
 
