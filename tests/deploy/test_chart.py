@@ -67,7 +67,18 @@ def test_every_command_and_variable_is_one_that_the_program_reads(manifests):
 def test_the_server_takes_its_settings(manifests):
     config = config_of(server(manifests))
     assert (config.host, config.port) == ("0.0.0.0", 8000)
-    assert config.threads == 2
+    assert config.threads == (None if config.engine == "vllm" else 2), "vLLM has threads of its own"
+
+
+def test_vllm_gets_the_gpus_that_it_cuts_the_model_over():
+    pod = one(chart(VALUES / "multi-gpu.yaml"), "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    config = config_of(container)
+    assert (config.engine, config.tensor_parallel_size) == ("vllm", 4)
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert container["image"].endswith("-cuda-vllm")
+    assert {"name": "shared", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    assert {"name": "shared", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
 
 
 def test_options_arrive_as_they_were_given():
@@ -128,8 +139,9 @@ def test_writable_folders_are_scratch_or_the_store(manifests):
         for container in spec["containers"]:
             for mount in container.get("volumeMounts", []):
                 if not mount.get("readOnly"):
-                    assert mount["mountPath"] in ("/tmp", "/cache", "/data")
-                    assert mount["name"] in ("store", "cache") or sources[mount["name"]]["emptyDir"] == {}
+                    assert mount["mountPath"] in ("/tmp", "/cache", "/data", "/dev/shm")
+                    scratch = ({}, {"medium": "Memory"})
+                    assert mount["name"] in ("store", "cache") or sources[mount["name"]]["emptyDir"] in scratch
 
 
 def test_variables_of_services_do_not_reach_the_server(manifests):
@@ -253,6 +265,7 @@ def test_notes_say_what_is_needed_and_what_to_do_next():
         ({"autoscaling": {"kind": "hpa", "minReplicas": 9}}, "minReplicas is more than autoscaling.maxReplicas"),
         ({"register": {"enabled": True}}, "register.enabled needs register.volume"),
         ({"options": {"max_running": 512, "max_step_tokens": 256}}, "max_step_tokens must be at least"),
+        ({"device": "cuda", "options": {"tensor_parallel_size": 2}}, "is for options.engine vllm"),
         ({"options": {"max_runing": 1}}, "additional properties 'max_runing' not allowed"),
         ({"options": {"host": "::"}}, "additional properties 'host' not allowed"),
         ({"options": {"dtype": "int4"}}, "value must be one of 'bfloat16', 'float16', 'float32'"),

@@ -12,8 +12,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
+{{- define "onebasis.engine" -}}
+{{ .Values.options.engine | default "native" }}
+{{- end }}
+
 {{- define "onebasis.image" -}}
-{{- $tag := .Values.image.tag | default (print .Chart.AppVersion (ternary "-cuda" "" (eq .Values.device "cuda"))) -}}
+{{- $variant := print (ternary "-cuda" "" (eq .Values.device "cuda")) (ternary "-vllm" "" (eq (include "onebasis.engine" .) "vllm")) -}}
+{{- $tag := .Values.image.tag | default (print .Chart.AppVersion $variant) -}}
 {{ .Values.image.repository }}{{ with .Values.image.digest }}@{{ . }}{{ else }}:{{ $tag }}{{ end }}
 {{- end }}
 
@@ -104,6 +109,9 @@ securityContext:
 {{- end }}
 {{- if and .Values.register.enabled (not .Values.register.volume) (not .Values.model.demo) }}
 {{- fail "register.enabled needs register.volume, a volume with *.coef.safetensors (or model.demo)" }}
+{{- end }}
+{{- if and (gt (int .Values.options.tensor_parallel_size) 1) (ne (include "onebasis.engine" .) "vllm") }}
+{{- fail "options.tensor_parallel_size is for options.engine vllm: the native engine computes on one GPU" }}
 {{- end }}
 {{- if and .Values.options.max_running .Values.options.max_step_tokens (lt (int .Values.options.max_step_tokens) (int .Values.options.max_running)) }}
 {{- fail "options.max_step_tokens must be at least options.max_running" }}

@@ -38,7 +38,7 @@
   value: {{ .Values.lifecycle.shutdownDelaySeconds | quote }}
 - name: ONEBASIS_DRAIN_S
   value: {{ .Values.lifecycle.drainSeconds | quote }}
-{{- if not .Values.options.threads }}
+{{- if not (or .Values.options.threads (eq (include "onebasis.engine" .) "vllm")) }}
 - name: ONEBASIS_THREADS
   valueFrom: { resourceFieldRef: { resource: limits.cpu } }
 {{- end }}
