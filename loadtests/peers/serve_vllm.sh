@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# vLLM on loopback, in the foreground: serve_vllm.sh FOLDER PORT [N_ADAPTERS]
-# FOLDER is setup.sh's. Without N_ADAPTERS, or with 0, LoRA is off; otherwise every adapter has a slot (--max-loras).
+# vLLM on loopback, in the foreground: serve_vllm.sh FOLDER PORT [N_ADAPTERS [N_SLOTS]]
+# FOLDER is setup.sh's. Without N_ADAPTERS, or with 0, LoRA is off; otherwise every adapter has a slot (--max-loras),
+# unless N_SLOTS says how many there are.
 set -euo pipefail
-LAB=$1 PORT=$2 N=${3:-0}
+LAB=$1 PORT=$2 N=${3:-0} SLOTS=${4:-${3:-0}}
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 VLLM_HOST_IP=127.0.0.1
 export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
 export VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-0-$(($(nproc) - 1))}
@@ -16,6 +17,6 @@ options=(--model "$LAB/model" --served-model-name base --host 127.0.0.1 --port "
 if [ "$N" -gt 0 ]; then
   modules=()
   for adapter in $(ls "$LAB/adapters" | head -n "$N"); do modules+=("$adapter=$LAB/adapters/$adapter"); done
-  options+=(--enable-lora --max-loras "$N" --max-lora-rank 16 --max-cpu-loras "$N" --lora-modules "${modules[@]}")
+  options+=(--enable-lora --max-loras "$SLOTS" --max-lora-rank 16 --max-cpu-loras "$N" --lora-modules "${modules[@]}")
 fi
 exec "$LAB/vv/bin/python" -m vllm.entrypoints.openai.api_server "${options[@]}"

@@ -2,6 +2,7 @@
 
 import json
 
+import httpx
 import pytest
 
 from loadtests.peers.__main__ import main
@@ -26,16 +27,18 @@ def test_all_peers_take_turns(serve, tiny_subject, tmp_path):
     file = tmp_path / "peers.json"
     target = ["--onebasis", ours.url, "--vllm", vllm.url, "--vllm-lora", vllm_lora.url, "--llamacpp", llama.url]
     target += ["--llamacpp-lora", llama_lora.url, "--peft", str(peft), "--json", str(file), *subject(tiny_subject)]
-    assert main([*target, *SMALL]) == 0
+    assert main([*target, *SMALL, "--registered", "5"]) == 0
     saved = json.loads(file.read_text())
     rows = [(row["server"], row["scenario"]) for row in saved["table"]]
     with_tasks = ["onebasis", "vLLM LoRA", "llama.cpp LoRA"]
     bare = ["onebasis", "vLLM", "llama.cpp"]
-    assert rows == [*((name, "bare") for name in bare), *((name, "3 tasks") for name in with_tasks)]
+    many = [("onebasis", "1 task"), *((name, "3 tasks") for name in with_tasks), ("onebasis", "5 tasks")]
+    assert rows == [*((name, "bare") for name in bare), *many]
     order = [(part["round_number"], part["server"]) for part in saved["rounds"]]
-    assert [number for number, _ in order] == [1] * 6 + [2] * 6
+    assert [number for number, _ in order] == [1] * 8 + [2] * 8
     assert [batch["output_tokens_per_s"] for batch in saved["peft"]] == [20.0, 20.0]
     assert saved["limit"]["output_tokens_per_s"] > 0
+    assert saved["memory_mb"].keys() == {"onebasis", "vLLM", "vLLM LoRA", "llama.cpp", "llama.cpp LoRA"}
     assert {body["model"] for body in vllm_lora.seen} == {"000", "001", "002"}
     assert {body["model"] for body in vllm.seen} == {"tiny"} and "lora" not in vllm.seen[0]
     assert all(body["lora"] == [{"id": int(body["model"]), "scale": 1.0}] for body in llama_lora.seen)
@@ -64,3 +67,21 @@ def test_another_machine_is_refused():
 def subject(tiny_subject):
     """Options of what our own side serves."""
     return subject_options(tiny_subject[0])
+
+
+def test_our_server_on_vllm_is_given_the_tasks(serve, tiny_subject, tmp_path):
+    """Any server of ours will do for it."""
+    file = tmp_path / "peers.json"
+    with tiny_subject[0].server(tmp_path) as server:
+        target = ["--onebasis", serve().url, "--onebasis-vllm", server.url, "--json", str(file), *subject(tiny_subject)]
+        assert main([*target, *SMALL, "--registered", "5", "--vocab", "10-250"]) == 0
+        listed = httpx.get(f"{server.url}/v1/tasks").json()["data"]
+    assert [card["id"] for card in listed] == ["000", "001", "002", "003", "004"]
+    saved = json.loads(file.read_text())
+    assert [row["scenario"] for row in saved["table"] if row["server"] == "onebasis on vLLM"] == [
+        "bare",
+        "1 task",
+        "3 tasks",
+        "5 tasks",
+    ]
+    assert saved["memory_mb"]["onebasis on vLLM"] > 50
