@@ -32,7 +32,7 @@ def files() -> dict[str, CoefficientFile]:
 
 
 def test_basis_is_for_the_embedded_model(basis: BasisSpec) -> None:
-    assert (basis.kind, basis.base_model) == ("base-svd", MODEL_NAME)
+    assert (basis.kind, basis.base_model) == ("fleet", MODEL_NAME)
     assert len(basis.sites) == 210
     assert {(site.k_in, site.k_out) for site in basis.sites} == {(PACK_K, PACK_K)}
 
