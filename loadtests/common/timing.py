@@ -6,8 +6,8 @@ from math import floor
 from time import perf_counter, sleep
 from typing import Final
 
-_SETTLE_S: Final = 0.005
-"""OpenMP's threads of the side before spin for some milliseconds, on cores that the next one needs."""
+_SETTLE_S: Final = 0.03
+"""OpenMP's threads of the side before spin for up to some ten milliseconds, on cores that the next one needs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """All pictures of the README from the saved results: `python -m loadtests.plots [RESULTS_FOLDER [OUTPUT_FOLDER]]`.
 
-Reads peers.json, registered.json and micro.json; a file that is missing is named, and its pictures are left as they
-were. Writes throughput.svg, peers.svg, ttft.svg and tax.svg.
+Reads server.json, peers.json, registered.json and micro.json; a file that is missing is named, and its pictures are
+left as they were. Writes throughput.svg, peers.svg, ttft.svg and tax.svg.
 """
 
 import argparse
@@ -53,8 +53,8 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def throughput(saved: dict[str, Any]) -> str:
-    """Our output tokens/s against distinct tasks, a line for each load, and the cores' limit."""
-    rows = [row for row in saved["table"] if row["server"] == OURS]
+    """Output tokens/s against distinct tasks, a line for each load, and the cores' limit."""
+    rows = saved["table"]
     scenarios, loads = _ordered(rows, "scenario"), _ordered(rows, "load")
     lines = [Line(load, [_rate(rows, load=load, scenario=scenario) for scenario in scenarios]) for load in loads]
     lines.append(Line("limit of the cores", [saved["limit"]["output_tokens_per_s"]] * len(scenarios)))
@@ -103,7 +103,7 @@ def _ordered(rows: Sequence[dict[str, Any]], key: str) -> list[str]:
 
 
 PICTURES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
-    "throughput.svg": ("peers.json", LOAD, throughput),
+    "throughput.svg": ("server.json", LOAD, throughput),
     "peers.svg": ("peers.json", LOAD, peers),
     "ttft.svg": ("registered.json", LOAD, ttft),
     "tax.svg": ("micro.json", MICRO, tax),

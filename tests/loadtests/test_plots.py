@@ -20,10 +20,10 @@ def rows(*cells):
 def results(folder):
     load, micro = file_format("loadtests"), file_format("micro")
     ours = [("onebasis", "bare", "1 client", 40.0), ("onebasis", "32 tasks", "1 client", 20.0)]
-    table = rows(*ours, ("b", "bare", "8 clients", 10.0))
     cell = {"n_tokens": 8, "n_tasks": 8, "side": "native shared basis"}
     files = {
-        "peers": {"format": load, "table": table, "limit": {"output_tokens_per_s": 80.0}},
+        "server": {"format": load, "table": rows(*ours), "limit": {"output_tokens_per_s": 80.0}},
+        "peers": {"format": load, "table": rows(*ours, ("b", "bare", "8 clients", 10.0))},
         "registered": {"format": load, "ttft": [{"n_registered": 10000, "ttft_p50_ms": 9.0, "ttft_p99_ms": 12.0}]},
         "micro": {"format": micro, "cells": [cell | {"k": 8, "tax": 1.1}, cell | {"k": 16, "tax": 1.2}]},
     }
@@ -73,6 +73,6 @@ def test_a_missing_or_strange_file_is_named(tmp_path, capsys):
     (tmp_path / "micro.json").unlink()
     assert main([str(tmp_path)]) == 1
     assert "tax.svg needs" in capsys.readouterr().err and (tmp_path / "throughput.svg").is_file()
-    (tmp_path / "peers.json").write_text(json.dumps({"format": file_format("loadtests")}))
+    (tmp_path / "server.json").write_text(json.dumps({"format": file_format("loadtests")}))
     assert main([str(tmp_path)]) == 1
     assert "lacks what throughput.svg shows" in capsys.readouterr().err
