@@ -44,11 +44,12 @@ def quartiles(values: Sequence[float]) -> Quartiles:
 
 
 def interleave(
-    sides: Mapping[str, Callable[[], None]], *, n_rounds: int, least_s: float = 0.0
+    sides: Mapping[str, Callable[[], object]], *, n_rounds: int, least_s: float = 0.0
 ) -> dict[str, list[float]]:
     """Seconds that one call of each side took, in every round.
 
     Each round calls all sides, beginning with the next one. Before the first, every side is called once to warm up.
+    What the sides return is dropped.
 
     Args:
         least_s: a side that is faster is called several times in a row, at least this long; the mean of them counts.
@@ -64,12 +65,12 @@ def interleave(
     return times_s
 
 
-def _n_calls(call: Callable[[], None], least_s: float) -> int:
+def _n_calls(call: Callable[[], object], least_s: float) -> int:
     call()
     return max(1, round(least_s / max(_mean_s(call, 1), 1e-9))) if least_s else 1
 
 
-def _mean_s(call: Callable[[], None], n_calls: int) -> float:
+def _mean_s(call: Callable[[], object], n_calls: int) -> float:
     started_s = perf_counter()
     for _ in range(n_calls):
         call()

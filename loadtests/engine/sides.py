@@ -37,7 +37,7 @@ def tasks_side(n_tasks: int) -> str:
 
 def make_sides(
     case: Case, decoder: StepDecoder, model: PreTrainedModel, *, n_tasks: Sequence[int], n_vocab: int, seed: int
-) -> Mapping[str, Callable[[], None]]:
+) -> Mapping[str, Callable[[], object]]:
     """One call each: forward pass and greedy choice over the same tokens and cache.
 
     Args:
@@ -53,12 +53,12 @@ def make_sides(
         decoder.forward(make_batch(Shape(case.n_seqs, 0, case.n_cached, case.room), cached, bare_slots))
     theirs = _TransformersStep(model, cached, new, room=case.room)
 
-    def native(slots: Sequence[int]) -> Callable[[], None]:
+    def native(slots: Sequence[int]) -> Callable[[], object]:
         batch = make_batch(case.shape, new, slots)
-        return lambda: _drop(decoder.argmax(decoder.forward(batch)).tolist())
+        return lambda: decoder.argmax(decoder.forward(batch)).tolist()
 
     sides = {
-        TRANSFORMERS: lambda: _drop(theirs.logits().argmax(-1).tolist()),
+        TRANSFORMERS: lambda: theirs.logits().argmax(-1).tolist(),
         BARE: native(bare_slots),
     }
     for n in sorted({min(n, case.n_seqs) for n in n_tasks}):
@@ -82,10 +82,6 @@ class _TransformersStep:
             layer.cumulative_length.fill_(self._n_cached)
         logits: Tensor = self._model(input_ids=self._new, past_key_values=self._cache, logits_to_keep=1).logits
         return logits[:, -1]
-
-
-def _drop(_tokens: object) -> None:
-    """A side gives nothing."""
 
 
 def _check(found: Tensor, wanted: Tensor) -> None:

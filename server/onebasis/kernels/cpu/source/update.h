@@ -35,7 +35,6 @@ inline __m512 widened(__m256i numbers) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
 }
 
-
 // z[i][j] = V[j] . x[token i], for the tokens of a tile.
 template <int Tokens, int Factors>
 static void project_block(const bf16* const* x, const bf16* v, int d_in, float* z, int z_width) {
