@@ -63,6 +63,15 @@ def test_a_basis_for_another_model_is_refused(start, llama: TinyModel, tmp_path:
         start(basis=path)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("tensor_parallel_size", 2), ("pipeline_parallel_size", 2), ("distributed_executor_backend", "mp")],
+)
+def test_the_native_engine_refuses_to_be_spread(start, option: str, value: object) -> None:
+    with pytest.raises(SetupError, match=f"{option} is for engine=vllm"):
+        start(**{option: value})
+
+
 def test_the_basis_fits_in_any_dtype(start) -> None:
     assert start(dtype="bfloat16").engine.limits.max_model_len == MAX_POSITIONS
 

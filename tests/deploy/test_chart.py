@@ -74,8 +74,8 @@ def test_vllm_gets_the_gpus_that_it_cuts_the_model_over():
     pod = one(chart(VALUES / "multi-gpu.yaml"), "Deployment")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     config = config_of(container)
-    assert (config.engine, config.tensor_parallel_size) == ("vllm", 4)
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert (config.engine, config.tensor_parallel_size, config.pipeline_parallel_size) == ("vllm", 4, 2)
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
     assert container["image"].endswith("-cuda-vllm")
     assert {"name": "shared", "mountPath": "/dev/shm"} in container["volumeMounts"]
     assert {"name": "shared", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
@@ -266,6 +266,8 @@ def test_notes_say_what_is_needed_and_what_to_do_next():
         ({"register": {"enabled": True}}, "register.enabled needs register.volume"),
         ({"options": {"max_running": 512, "max_step_tokens": 256}}, "max_step_tokens must be at least"),
         ({"device": "cuda", "options": {"tensor_parallel_size": 2}}, "is for options.engine vllm"),
+        ({"device": "cuda", "options": {"pipeline_parallel_size": 2}}, "is for options.engine vllm"),
+        ({"options": {"engine": "vllm", "distributed_executor_backend": "ray"}}, "see deploy/MULTI-NODE.md"),
         ({"options": {"max_runing": 1}}, "additional properties 'max_runing' not allowed"),
         ({"options": {"host": "::"}}, "additional properties 'host' not allowed"),
         ({"options": {"dtype": "int4"}}, "value must be one of 'bfloat16', 'float16', 'float32'"),

@@ -33,6 +33,18 @@ def test_the_device_is_that_of_the_installed_vllm(tiny):
         build_server(config)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "instead"),
+    [
+        ("pipeline_parallel_size", 2, "fail at their first step on a CPU; use tensor_parallel_size"),
+        ("distributed_executor_backend", "ray", "need GPUs"),
+    ],
+)
+def test_what_vllm_has_for_gpus_alone_is_refused_on_a_cpu(option, value, instead, tiny):
+    with pytest.raises(SetupError, match=f"{option}.*{instead}"):
+        build_server(ServeConfig(engine="vllm", model=tiny.folder, **{option: value}))
+
+
 def test_a_basis_among_the_weights_is_refused(tiny, tmp_path):
     config = ServeConfig(engine="vllm", model=tiny.folder, basis=tiny.folder / "b.basis.safetensors")
     with pytest.raises(SetupError, match="lies in the model's folder, where vLLM takes every safetensors file"):

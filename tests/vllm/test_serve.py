@@ -20,13 +20,18 @@ START_S = 280
 
 
 @pytest.fixture
-def options(tiny, tmp_path, monkeypatch) -> Sequence[str]:
-    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # no compiler: it starts sooner
+def served(tiny, tmp_path) -> Sequence[str]:
     return [
-        *("--engine", "vllm", "--model", str(tiny.folder), "--basis", str(tiny.basis_path)),
-        *("--served-model-name", BASE_NAME, "--store", f"sqlite:///{tmp_path}/tasks.db"),
-        *("--dtype", "float32", "--kv-cache-mib", "8", "--arena-mib", "1"),
+        *("--model", str(tiny.folder), "--basis", str(tiny.basis_path), "--served-model-name", BASE_NAME),
+        *("--store", f"sqlite:///{tmp_path}/tasks.db", "--dtype", "float32"),
+        *("--kv-cache-mib", "8", "--arena-mib", "1"),
     ]
+
+
+@pytest.fixture
+def options(served, monkeypatch) -> Sequence[str]:
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # no compiler: it starts sooner
+    return ["--engine", "vllm", *served]
 
 
 def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -70,3 +75,29 @@ def test_sigterm_while_vllm_starts_leaves_no_process_behind(options):
         check_gone(own)
     finally:
         process.kill()
+
+
+def test_two_ranks_answer_over_http_as_the_native_engine(options, served, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or vLLM wants a NUMA node for each rank
+    files = {name: tiny.core_file(seed) for seed, name in enumerate(("one", "other"))}
+
+    def answers(options: Sequence[str]) -> list[str]:
+        """Greedily, to every model at once."""
+        with (
+            ServerProcess(options, port=free_port(), log=tmp_path / "log", ready_timeout_s=START_S) as server,
+            httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client,
+            ThreadPoolExecutor(3) as pool,
+        ):
+            for name, data in files.items():
+                client.put(f"/v1/tasks/{name}", content=data).raise_for_status()
+
+            def ask(model: str) -> str:
+                body = {"model": model, "prompt": "the cat", "max_tokens": 20, "ignore_eos": True, "temperature": 0}
+                answer = client.post("/v1/completions", json=body).raise_for_status().json()
+                return str(answer["choices"][0]["text"])
+
+            return list(pool.map(ask, (BASE_NAME, *files)))
+
+    wanted = answers(served)
+    assert len(set(wanted)) == 3, "the tasks change the answers"
+    assert answers([*options, "--tensor-parallel-size", "2"]) == wanted

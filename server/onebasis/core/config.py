@@ -53,6 +53,10 @@ class ServeConfig(BaseModel):
     device: str = "cpu"
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs, or processes on a CPU, that each layer is spread over; vllm only."""
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    """Stages of consecutive layers, each over as many GPUs as tensor_parallel_size says; vllm only."""
+    distributed_executor_backend: Literal["mp", "ray"] | None = None
+    """mp: the model's processes are on this machine; ray: on a Ray cluster's; by default vLLM's choice; vllm only."""
     kernels: Literal["auto", "native", "torch"] = "auto"
     """native: the step compiled for this CPU; torch: any model and device; auto: native where it can run."""
     cuda_graphs: bool = True

@@ -25,6 +25,7 @@ from onebasis.telemetry.reports import CacheConfig
 from onebasis.telemetry.traces import Traces
 from onebasis.wiring.assembly import ServedModel, engine_limits, n_task_rows, queue_limits
 
+SPREADING: Final = ("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend")
 _BLOCK_SIZE: Final = 16
 
 
@@ -101,8 +102,7 @@ def load_native(config: ServeConfig) -> NativeAssembly:
     Raises:
         SetupError: model, basis or a size does not fit; the message says what to change.
     """
-    if config.tensor_parallel_size > 1:
-        raise SetupError("tensor_parallel_size is for engine=vllm; the native engine computes in one process")
+    _check_one_process(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dtype: torch.dtype = getattr(torch, config.dtype)
@@ -127,6 +127,13 @@ def load_native(config: ServeConfig) -> NativeAssembly:
         residuals=ResidualLimits(config.max_residual_rank, config.residual_mib * MIB // dtype.itemsize),
     )
     return NativeAssembly(config, base, basis, model)
+
+
+def _check_one_process(config: ServeConfig) -> None:
+    """Raises SetupError for options that spread the model over several processes."""
+    for name in SPREADING:
+        if getattr(config, name) != ServeConfig.model_fields[name].default:
+            raise SetupError(f"{name} is for engine=vllm; the native engine computes in one process")
 
 
 def _device(config: ServeConfig) -> torch.device:

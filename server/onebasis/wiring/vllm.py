@@ -118,6 +118,8 @@ def _arguments(config: ServeConfig, n_rows: int) -> dict[str, Any]:
         "model": str(config.model),
         "dtype": config.dtype,
         "tensor_parallel_size": config.tensor_parallel_size,
+        "pipeline_parallel_size": config.pipeline_parallel_size,
+        "distributed_executor_backend": config.distributed_executor_backend,
         "max_model_len": -1 if config.max_model_len is None else config.max_model_len,  # -1: what the cache holds
         "kv_cache_memory_bytes": config.kv_cache_mib * MIB,
         "block_size": config.block_size,
@@ -139,3 +141,9 @@ def _check_device(config: ServeConfig) -> None:
         raise SetupError(
             f"device {config.device!r}: the installed vLLM runs on {device_type()!r}; pass that, or another vLLM"
         )
+    if config.device == "cpu" and config.pipeline_parallel_size > 1:
+        raise SetupError(
+            "pipeline_parallel_size: vLLM's stages fail at their first step on a CPU; use tensor_parallel_size"
+        )
+    if config.device == "cpu" and config.distributed_executor_backend == "ray":
+        raise SetupError("distributed_executor_backend ray: vLLM's workers on Ray need GPUs; leave it out")

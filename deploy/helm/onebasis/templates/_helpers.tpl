@@ -110,8 +110,13 @@ securityContext:
 {{- if and .Values.register.enabled (not .Values.register.volume) (not .Values.model.demo) }}
 {{- fail "register.enabled needs register.volume, a volume with *.coef.safetensors (or model.demo)" }}
 {{- end }}
-{{- if and (gt (int .Values.options.tensor_parallel_size) 1) (ne (include "onebasis.engine" .) "vllm") }}
-{{- fail "options.tensor_parallel_size is for options.engine vllm: the native engine computes on one GPU" }}
+{{- range list "tensor_parallel_size" "pipeline_parallel_size" }}
+{{- if and (gt (int (get $.Values.options .)) 1) (ne (include "onebasis.engine" $) "vllm") }}
+{{- fail (printf "options.%s is for options.engine vllm: the native engine computes on one GPU" .) }}
+{{- end }}
+{{- end }}
+{{- if eq (.Values.options.distributed_executor_backend | default "mp") "ray" }}
+{{- fail "options.distributed_executor_backend ray: a release of this chart serves from pods of their own; see deploy/MULTI-NODE.md" }}
 {{- end }}
 {{- if and .Values.options.max_running .Values.options.max_step_tokens (lt (int .Values.options.max_step_tokens) (int .Values.options.max_running)) }}
 {{- fail "options.max_step_tokens must be at least options.max_running" }}
