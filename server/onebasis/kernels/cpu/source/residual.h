@@ -50,8 +50,7 @@ static void add_expanded(const Residual& residual, int column, const float* low,
     __m512 total = _mm512_loadu_ps(sums);
     for (int j = 0; j < residual.rank; ++j) {
         const bf16* row = residual.b + int64_t{j} * residual.d_out + column;
-        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
-        total = _mm512_fmadd_ps(_mm512_set1_ps(low[j]), _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)), total);
+        total = _mm512_fmadd_ps(_mm512_set1_ps(low[j]), widened(_mm256_maskz_loadu_epi16(mask, row)), total);
     }
     _mm512_storeu_ps(sums, total);
 }

@@ -31,10 +31,6 @@ namespace update {
 constexpr int kTile = 8;  // tokens that share each load of V and U
 constexpr int kBlock = 4;  // tokens and rows of V whose sums are in registers together
 
-inline __m512 widened(__m256i numbers) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
-}
-
 // z[i][j] = V[j] . x[token i], for the tokens of a tile.
 template <int Tokens, int Factors>
 static void project_block(const bf16* const* x, const bf16* v, int d_in, float* z, int z_width) {

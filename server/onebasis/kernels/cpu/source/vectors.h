@@ -27,6 +27,11 @@ inline bf16 to_bf16(float value) {
 
 inline void store_bf16(bf16* p, __m512 values) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(values)); }
 
+// 16 bfloat16 numbers as floats.
+inline __m512 widened(__m256i numbers) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
+}
+
 inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>(n < kLanes ? (1u << n) - 1 : 0xffffu); }
 
 // Place of the highest number, the first of equal ones; of the first NaN where there is one. n > 0.
