@@ -1,6 +1,6 @@
 """The README's table in one run: a server of its own, then bare, 1, 32 and 1000 distinct tasks at 1, 8 and 32 clients.
 
-`python -m loadtests.server [--registered N] [--json FILE] [any load option of python -m loadtests, to override]`
+`python -m loadtests.server [--registered N] [--int8] [--json FILE] [load options of python -m loadtests, to override]`
 """
 
 import argparse
@@ -9,6 +9,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from loadtests.common.limits import compute_limit
@@ -34,13 +35,21 @@ def main(arguments: Sequence[str]) -> int:
 def _main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.server", description=__doc__, allow_abbrev=False)
     parser.add_argument("--registered", type=int, default=1000, metavar="N", help="synthetic tasks [%(default)s]")
+    parser.add_argument("--int8", action="store_true", help="in turns with another server, on 8-bit weights")
     add_subject_options(parser)
     asked, load_options = parser.parse_known_args(arguments)
     subject = subject_of(parser, asked)
     command = shlex.join(["python", "-m", "loadtests.server", *arguments])
-    with tempfile.TemporaryDirectory(prefix="onebasis-bench-") as scratch, subject.server(Path(scratch)) as server:
+    held_as: dict[str, tuple[str, ...]] = {"onebasis": ()}
+    if asked.int8:
+        held_as["int8"] = ("--quantization", "int8")
+    with ExitStack() as stack:
+        urls = {}
+        for name, more in held_as.items():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onebasis-bench-")))
+            urls[name] = stack.enter_context(subject.server(folder, more=more)).url
         scenarios = ["bare", *map(str, sorted({FEW, min(SEVERAL, asked.registered), asked.registered}))]
-        target = ["--url", f"onebasis={server.url}", "--tasks", "all"]
+        target = ["--tasks", "all", *(part for name, url in urls.items() for part in ("--url", f"{name}={url}"))]
         target += [part for scenario in scenarios for part in ("--scenario", scenario)]
         session = Session.begin(options.parse([*target, *PRESET, *load_options]), command)
         results = asyncio.run(_fill_and_measure(session, subject, asked.registered))
@@ -59,7 +68,8 @@ def _main(arguments: Sequence[str]) -> int:
 async def _fill_and_measure(session: Session, subject: Subject, n_tasks: int) -> list[RoundResult]:
     settings = session.settings
     names = [task_name(number) for number in range(n_tasks)]
-    await register(settings.servers[0].url, synthetic_tasks(subject.coefficients, names, seed=settings.seed))
+    for server in settings.servers:
+        await register(server.url, synthetic_tasks(subject.coefficients, names, seed=settings.seed))
     return await session.measure(await ask_and_plan(settings))
 
 

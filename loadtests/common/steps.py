@@ -14,7 +14,7 @@ from onebasis.kernels.cpu.library import BLOCK_SIZE, Library
 from onebasis.model.batch import DecodeGroup, ForwardBatch, PrefillChunk
 from onebasis.model.factors import Basis
 from onebasis.model.loader import LoadedBase
-from onebasis.model.native_decoder import NativeDecoder, TaskTable, why_not
+from onebasis.model.native_decoder import NativeDecoder, Quantization, TaskTable, why_not
 
 CPU = torch.device("cpu")
 
@@ -73,7 +73,13 @@ def make_batch(shape: Shape, tokens: Tensor, slots: Sequence[int]) -> ForwardBat
 
 
 def native_decoder(
-    base: LoadedBase, basis: Basis | None, arena: Arena | None, *, n_blocks: int, max_step_tokens: int
+    base: LoadedBase,
+    basis: Basis | None,
+    arena: Arena | None,
+    *,
+    n_blocks: int,
+    max_step_tokens: int,
+    quantization: Quantization | None = None,
 ) -> NativeDecoder:
     """The compiled decoder; takes over the layers of `base`.
 
@@ -96,4 +102,5 @@ def native_decoder(
         max_step_tokens=max_step_tokens,
         max_model_len=int(base.text_config.max_position_embeddings),
         n_threads=torch.get_num_threads(),
+        quantization=quantization,
     )

@@ -1,4 +1,5 @@
-"""Steps of the whole model without HTTP: the native decoder, bare and with tasks, beside transformers' own step.
+"""Steps of the whole model without HTTP: the native decoder, bare and with tasks, on weights of 16 and of 8 bits,
+beside transformers' own step.
 
 `python -m loadtests.engine [--json FILE]`. transformers runs eagerly, in bfloat16, with a static cache and its default
 attention, on the same threads of the same process, in turns with ours. A step is the forward pass and the greedy
@@ -8,9 +9,10 @@ choice. Then the logits of ours are compared with float32's on real text.
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from rich.console import Console
@@ -25,15 +27,17 @@ from loadtests.common.subject import Subject, add_subject_options, subject_of
 from loadtests.common.tasks import synthetic_tasks, task_name
 from loadtests.common.timing import Quartiles, interleave, quartiles
 from loadtests.engine.fidelity import Fidelity, chat_texts, measure_fidelity
-from loadtests.engine.sides import TRANSFORMERS, Case, make_sides
+from loadtests.engine.sides import INT8, NATIVE, TRANSFORMERS, Case, make_sides
 from loadtests.load.session import guarded
 from onebasis.coefficients.arena import Arena
 from onebasis.coefficients.format import parse_coefficients
 from onebasis.coefficients.validate import bind
 from onebasis.model.factors import Basis, load_basis
 from onebasis.model.loader import load_base
+from onebasis.model.native_decoder import Quantization
 
 BENCHMARK = "engine"
+_HELD_AS: Final[Mapping[str, Quantization | None]] = {NATIVE: None, INT8: "int8"}
 _DECODE_CACHED, _DECODE_ROOM = 80, 96  # in the middle of 32 tokens behind a prompt of 64
 
 
@@ -102,23 +106,28 @@ def measure(settings: Settings) -> tuple[list[Result], list[Fidelity]]:
     torch.set_num_threads(settings.n_threads)
     subject = settings.subject
     model = load_base(subject.model, dtype=torch.bfloat16, device=CPU).model
-    base = load_base(subject.model, dtype=torch.bfloat16, device=CPU)
+    bases = {name: load_base(subject.model, dtype=torch.bfloat16, device=CPU) for name in _HELD_AS}
     basis = load_basis(subject.basis, dtype=torch.bfloat16, device=CPU)
     cases = _cases(settings)
     arena = _filled_arena(settings, basis)
     n_blocks = max(case.n_seqs * case.shape.n_blocks for case in cases)
     n_tokens = max(case.n_seqs * (case.n_cached + case.n_new) for case in cases)
-    decoder = native_decoder(base, basis, arena, n_blocks=n_blocks, max_step_tokens=n_tokens)
-    n_vocab = int(base.text_config.vocab_size)
+    decoders = {
+        name: native_decoder(
+            base, basis, arena, n_blocks=n_blocks, max_step_tokens=n_tokens, quantization=_HELD_AS[name]
+        )
+        for name, base in bases.items()
+    }
+    n_vocab = int(bases[NATIVE].text_config.vocab_size)
     results: list[Result] = []
     for case in cases:
-        sides = make_sides(case, decoder, model, n_tasks=settings.n_tasks, n_vocab=n_vocab, seed=settings.seed)
+        sides = make_sides(case, decoders, model, n_tasks=settings.n_tasks, n_vocab=n_vocab, seed=settings.seed)
         results += case_results(case, interleave(sides, n_rounds=settings.n_rounds))
     real = [bind(parse_coefficients(path.read_bytes()), basis.spec) for path in subject.coefficients]
     exact = load_base(subject.model, dtype=torch.float32, device=CPU)
     exact_basis = load_basis(subject.basis, dtype=torch.float32, device=CPU)
     texts = chat_texts(exact, real, settings.n_texts)
-    return results, measure_fidelity(texts, exact.model, exact_basis, decoder, arena, model)
+    return results, measure_fidelity(texts, exact.model, exact_basis, decoders, arena, model)
 
 
 def case_results(case: Case, times_s: dict[str, list[float]]) -> list[Result]:

@@ -1,8 +1,9 @@
 """How close the native step is to the same model in float32, token by token of real text."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,11 +62,11 @@ def measure_fidelity(
     texts: Sequence[Text],
     exact: PreTrainedModel,
     basis: Basis,
-    decoder: StepDecoder,
+    decoders: Mapping[str, StepDecoder],
     arena: Arena,
     rounded: PreTrainedModel,
 ) -> list[Fidelity]:
-    """Native with tasks, native bare, and transformers in bfloat16 bare, which tells what that type costs anyway.
+    """Each decoder with tasks and bare, and transformers in bfloat16 bare, which tells what that type costs anyway.
 
     Args:
         exact: float32. basis: float32. rounded: bfloat16.
@@ -74,7 +75,7 @@ def measure_fidelity(
         LoadTestError: the native logits are too far off to be the same model's.
     """
 
-    def native(text: Text) -> Tensor:
+    def native(decoder: StepDecoder, text: Text) -> Tensor:
         slot = BASE_SLOT if text.task is None else arena.acquire(text.task)
         n_tokens = text.token_ids.shape[1]
         batch = make_batch(Shape(1, 0, n_tokens, room=n_tokens), text.token_ids, [slot])
@@ -89,15 +90,14 @@ def measure_fidelity(
 
     bare = [text for text in texts if text.task is None]
     with_task = [text for text in texts if text.task is not None]
-    found = [
-        _compare("native, tasks", with_task, native, exact, basis),
-        _compare("native, bare", bare, native, exact, basis),
-        _compare("transformers in bfloat16, bare", bare, transformers, exact, basis),
-    ]
-    for fidelity in found[:2]:
+    found = []
+    for name, decoder in decoders.items():
+        found.append(_compare(f"{name}, tasks", with_task, partial(native, decoder), exact, basis))
+        found.append(_compare(f"{name}, bare", bare, partial(native, decoder), exact, basis))
+    for fidelity in found:
         if not fidelity.relative_error < WORST_RELATIVE_ERROR:
             raise LoadTestError(f"{fidelity.what}: relative error of the logits is {fidelity.relative_error:.3g}")
-    return found
+    return [*found, _compare("transformers in bfloat16, bare", bare, transformers, exact, basis)]
 
 
 def _compare(

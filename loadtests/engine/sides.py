@@ -1,4 +1,4 @@
-"""The sides that are compared: one step of the native decoder, bare and with tasks, and one of transformers."""
+"""The sides that are compared: one step of each native decoder, bare and with tasks, and one of transformers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from loadtests.common.errors import LoadTestError
 from loadtests.common.steps import Shape, make_batch, random_tokens
 from onebasis.core.ids import BASE_SLOT
 from onebasis.engine.runner import StepDecoder
+from onebasis.model.batch import ForwardBatch
 
-TRANSFORMERS, BARE = "transformers", "native, bare"
+TRANSFORMERS, NATIVE, INT8 = "transformers", "native", "native int8"
 _TOLERANCE = 0.1  # relative error of bfloat16 logits
 
 
@@ -30,13 +31,19 @@ class Case:
         return Shape(self.n_seqs, self.n_cached, self.n_new, self.room)
 
 
-def tasks_side(n_tasks: int) -> str:
-    """Name of the native side with so many distinct tasks."""
-    return f"native, {n_tasks} tasks" if n_tasks > 1 else "native, 1 task"
+def side_name(decoder: str, n_tasks: int) -> str:
+    """Name of a decoder's side with so many distinct tasks."""
+    return f"{decoder}, bare" if n_tasks == 0 else f"{decoder}, {n_tasks} task{'s' if n_tasks > 1 else ''}"
 
 
 def make_sides(
-    case: Case, decoder: StepDecoder, model: PreTrainedModel, *, n_tasks: Sequence[int], n_vocab: int, seed: int
+    case: Case,
+    decoders: Mapping[str, StepDecoder],
+    model: PreTrainedModel,
+    *,
+    n_tasks: Sequence[int],
+    n_vocab: int,
+    seed: int,
 ) -> Mapping[str, Callable[[], object]]:
     """One call each: forward pass and greedy choice over the same tokens and cache.
 
@@ -44,27 +51,26 @@ def make_sides(
         n_tasks: distinct tasks, in slots from 0 on; each number that the sequences can have is a side.
 
     Raises:
-        LoadTestError: native and transformers' logits are not those of one model.
+        LoadTestError: a decoder's and transformers' logits are not those of one model.
     """
     tokens = random_tokens(case.n_seqs, case.n_cached + case.n_new, n_vocab=n_vocab, seed=seed)
     cached, new = tokens[:, : case.n_cached], tokens[:, case.n_cached :]
-    bare_slots = [BASE_SLOT] * case.n_seqs
-    if case.n_cached:
-        decoder.forward(make_batch(Shape(case.n_seqs, 0, case.n_cached, case.room), cached, bare_slots))
     theirs = _TransformersStep(model, cached, new, room=case.room)
-
-    def native(slots: Sequence[int]) -> Callable[[], object]:
-        batch = make_batch(case.shape, new, slots)
-        return lambda: decoder.argmax(decoder.forward(batch)).tolist()
-
-    sides = {
-        TRANSFORMERS: lambda: theirs.logits().argmax(-1).tolist(),
-        BARE: native(bare_slots),
-    }
-    for n in sorted({min(n, case.n_seqs) for n in n_tasks}):
-        sides[tasks_side(n)] = native([i % n for i in range(case.n_seqs)])
-    _check(decoder.forward(make_batch(case.shape, new, bare_slots)).clone(), theirs.logits())
+    sides: dict[str, Callable[[], object]] = {TRANSFORMERS: lambda: theirs.logits().argmax(-1).tolist()}
+    for name, decoder in decoders.items():
+        bare_slots = [BASE_SLOT] * case.n_seqs
+        if case.n_cached:
+            decoder.forward(make_batch(Shape(case.n_seqs, 0, case.n_cached, case.room), cached, bare_slots))
+        sides[side_name(name, 0)] = _step(decoder, make_batch(case.shape, new, bare_slots))
+        for n in sorted({min(n, case.n_seqs) for n in n_tasks}):
+            slots = [i % n for i in range(case.n_seqs)]
+            sides[side_name(name, n)] = _step(decoder, make_batch(case.shape, new, slots))
+        _check(decoder.forward(make_batch(case.shape, new, bare_slots)).clone(), theirs.logits())
     return sides
+
+
+def _step(decoder: StepDecoder, batch: ForwardBatch) -> Callable[[], object]:
+    return lambda: decoder.argmax(decoder.forward(batch)).tolist()
 
 
 class _TransformersStep:

@@ -14,8 +14,8 @@ from tests.native import native_library
 SIZES = StepSizes(n_blocks=8, block_size=16, max_running=2, max_step_tokens=16, max_model_len=64, n_threads=2)
 
 
-def decoder_of(base, kernels):
-    return build_decoder(base, None, None, kernels=kernels, cuda_graphs=True, sizes=SIZES)
+def decoder_of(base, kernels, quantization=None):
+    return build_decoder(base, None, None, kernels=kernels, quantization=quantization, cuda_graphs=True, sizes=SIZES)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "native"])
@@ -47,3 +47,15 @@ def test_what_is_demanded_and_can_not_run_is_refused():
         SetupError, match=r"kernels=native can't run here: Gemma2ForCausalLM is not one of .*kernels=auto"
     ):
         decoder_of(rounded_base("gemma2"), "native")
+
+
+@pytest.mark.parametrize(
+    ("base", "kernels", "reason"),
+    [
+        (tiny_base("llama"), "auto", "dtype is torch.float32, not bfloat16"),
+        (rounded_base("llama"), "torch", "kernels=torch"),
+    ],
+)
+def test_a_quantization_that_can_not_be_honoured_is_refused(base, kernels, reason):
+    with pytest.raises(SetupError, match=f"quantization=int8 needs the native kernels, .*{reason}; leave it out"):
+        decoder_of(base, kernels, "int8")

@@ -6,7 +6,7 @@ import pytest
 
 from loadtests.engine import fidelity
 from loadtests.engine.__main__ import case_results, main
-from loadtests.engine.sides import BARE, TRANSFORMERS, Case
+from loadtests.engine.sides import INT8, NATIVE, TRANSFORMERS, Case, side_name
 from onebasis.model.native_decoder import NativeDecoder
 from tests.loadtests.conftest import subject_options
 from tests.native import native_library
@@ -21,24 +21,26 @@ def test_every_case_has_all_sides_and_both_comparisons(tiny_subject, tmp_path):
     assert main([*subject_options(tiny_subject[0]), *SMALL, "--json", str(file)]) == 0
     saved = json.loads(file.read_text())
     sides = [(step["kind"], step["n_seqs"], step["n_new"], step["side"]) for step in saved["steps"]]
-    names = [TRANSFORMERS, BARE, "native, 1 task"]
+    one = [TRANSFORMERS, *(side_name(decoder, n) for decoder in (NATIVE, INT8) for n in (0, 1))]
+    several = [TRANSFORMERS, *(side_name(decoder, n) for decoder in (NATIVE, INT8) for n in (0, 1, 2))]
     assert sides == [
-        *(("decode", 1, 1, name) for name in names),
-        *(("decode", 3, 1, name) for name in [*names, "native, 2 tasks"]),
-        *(("prefill", 1, 5, name) for name in names),
-        *(("prefill", 2, 20, name) for name in [*names, "native, 2 tasks"]),
+        *(("decode", 1, 1, name) for name in one),
+        *(("decode", 3, 1, name) for name in several),
+        *(("prefill", 1, 5, name) for name in one),
+        *(("prefill", 2, 20, name) for name in several),
     ]
     assert all(step["ratio"] == 1 for step in saved["steps"] if step["side"] == TRANSFORMERS)
-    tasks, bare, rounded = saved["fidelity"]
+    tasks, bare, int8_tasks, int8_bare, rounded = saved["fidelity"]
     assert tasks["n_positions"] == bare["n_positions"] > 50
     assert 0.9 < bare["top1_agreement"] <= 1 and 0 < bare["relative_error"] < 0.03
+    assert bare["relative_error"] < int8_bare["relative_error"] < 0.1 and int8_tasks["what"] == "native int8, tasks"
     assert 0 < tasks["relative_error"] < 0.03 and 0 < rounded["relative_error"] < 0.03
 
 
 def test_the_ratio_is_over_transformers_median():
     case = Case("decode", 8, 80, 1, 96)
-    found = {result.side: result for result in case_results(case, {TRANSFORMERS: [0.2, 0.4, 0.9], BARE: [0.1] * 3})}
-    assert found[BARE].ratio == pytest.approx(0.25) and found[BARE].step_ms.median == pytest.approx(100)
+    _, bare = case_results(case, {TRANSFORMERS: [0.2, 0.4, 0.9], side_name(NATIVE, 0): [0.1] * 3})
+    assert bare.ratio == pytest.approx(0.25) and bare.step_ms.median == pytest.approx(100)
 
 
 def test_logits_of_another_model_stop_the_run(tiny_subject, monkeypatch, capsys):

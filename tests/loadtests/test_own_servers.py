@@ -6,6 +6,7 @@ import pytest
 
 from loadtests import registered, server
 from tests.loadtests.conftest import subject_options
+from tests.native import native_library
 
 SMALL = ["--vocab", "10-250", "--prompt-tokens", "7", "--output-tokens", "4", "--warmup", "1", "--rounds", "2"]
 SMALL += ["--requests", "3"]
@@ -24,6 +25,20 @@ def test_a_server_is_filled_and_measured_bare_and_with_few_and_all_tasks(tiny_su
     limit = saved["limit"]
     assert limit["output_tokens_per_s"] == pytest.approx(4 * limit["gemm_tflops"] * 1e3 / limit["gflop_per_request"])
     assert "limit of these cores" in capsys.readouterr().out
+
+
+def test_a_server_on_8_bit_weights_takes_turns_with_the_usual_one(tiny_subject, tmp_path):
+    native_library()
+    file = tmp_path / "int8.json"
+    arguments = [*subject_options(tiny_subject[0]), "--int8", "--registered", "2", "--concurrency", "1"]
+    assert server.main([*arguments, *SMALL, "--json", str(file)]) == 0
+    rounds = json.loads(file.read_text())["rounds"]
+    assert all(part["n_errors"] == 0 for part in rounds)
+    first, second = (rounds[i : i + len(rounds) // 2] for i in (0, len(rounds) // 2))
+    assert sorted({(part["server"], part["scenario"]) for part in first}) == sorted(
+        {(name, scenario) for name in ("onebasis", "int8") for scenario in ("bare", "1 task", "2 tasks")}
+    )
+    assert {part["server"] for part in second} == {"onebasis", "int8"}
 
 
 def test_servers_with_few_and_many_tasks_take_turns(tiny_subject, tmp_path):

@@ -20,7 +20,7 @@ from onebasis.model.decoder import Decoder
 from onebasis.model.factors import Basis
 from onebasis.model.kv_cache import KVCache
 from onebasis.model.loader import LoadedBase
-from onebasis.model.native_decoder import NativeDecoder, TaskTable
+from onebasis.model.native_decoder import NativeDecoder, Quantization, TaskTable
 from tests.model.families import CPU
 
 BLOCK_SIZE = 4
@@ -59,8 +59,9 @@ class Stepper:
         n_blocks: int = 60,
         library: Library | None = None,
         n_threads: int = 2,
+        quantization: Quantization | None = None,
     ) -> None:
-        """With `library`, the native decoder computes, on so many threads; without, torch does."""
+        """With `library`, the native decoder computes, as the next two say; without, torch does."""
         self._arena = None if basis is None else Arena(basis.spec, n_slots=4, device=CPU)
         self._residuals = ResidualCache(limit_bytes=10_000_000, dtype=base.model.dtype, device=CPU)
         self._held: dict[str, ResidentResidual] = {}
@@ -68,7 +69,7 @@ class Stepper:
         self._decoder = (
             self._torch_decoder(base, basis, n_blocks)
             if library is None
-            else self._native_decoder(base, basis, library, n_blocks=n_blocks, n_threads=n_threads)
+            else self._native_decoder(base, basis, library, n_blocks, n_threads, quantization)
         )
         pool = BlockPool(n_blocks, self._block_size)
         self._scheduler = Scheduler(pool, max_running=4, max_step_tokens=MAX_STEP_TOKENS)
@@ -82,11 +83,17 @@ class Stepper:
         return Decoder(base, cache, step)
 
     def _native_decoder(
-        self, base: LoadedBase, basis: Basis | None, library: Library, *, n_blocks: int, n_threads: int
+        self,
+        base: LoadedBase,
+        basis: Basis | None,
+        library: Library,
+        n_blocks: int,
+        n_threads: int,
+        quantization: Quantization | None,
     ) -> StepDecoder:
         tasks = None if self._arena is None else TaskTable(self._arena.table, self._arena.site_offsets)
         sizes = {"n_blocks": n_blocks, "max_step_tokens": MAX_STEP_TOKENS, "max_model_len": 256}
-        return NativeDecoder(base, basis, tasks, library, **sizes, n_threads=n_threads)
+        return NativeDecoder(base, basis, tasks, library, **sizes, n_threads=n_threads, quantization=quantization)
 
     def run(self, arrivals: list[tuple[int, GenerateRequest]]) -> dict[str, Trace]:
         """Answer all requests, each added before the step of its number."""

@@ -15,6 +15,7 @@ NOWHERE = Path("/nowhere/model")
     ("option", "value", "instead"),
     [
         ("kernels", "torch", "vLLM has its own"),
+        ("quantization", "int8", "quantized already"),
         ("threads", 2, "VLLM_CPU_OMP_THREADS_BIND"),
         ("max_prefill_tokens", 128, "max_step_tokens"),
         ("max_residual_rank", 4, "engine=native"),

@@ -59,6 +59,8 @@ class ServeConfig(BaseModel):
     """mp: the model's processes are on this machine; ray: on a Ray cluster's; by default vLLM's choice; vllm only."""
     kernels: Literal["auto", "native", "torch"] = "auto"
     """native: the step compiled for this CPU; torch: any model and device; auto: native where it can run."""
+    quantization: Literal["int8"] | None = None
+    """int8: hold the base's weights in 8 bits, for the native kernels; the basis and the tasks stay as they are."""
     cuda_graphs: bool = True
     """On a GPU, record the steps that only decode at start-up and replay them; elsewhere without effect."""
     threads: int | None = Field(default=None, ge=1)

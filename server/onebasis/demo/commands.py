@@ -67,14 +67,16 @@ def score(
     port: Annotated[int, typer.Option(envvar="PORT")] = 8001,
     n_items: Annotated[int, typer.Option(min=1, max=N_VALIDATION, help="Unseen items a task.")] = N_VALIDATION,
     bare: Annotated[bool, typer.Option(help="Score the bare model, too.")] = True,
+    quantization: Annotated[str | None, typer.Option(help="As of `onebasis serve`.")] = None,
     cache: CacheOption = _DEFAULT_CACHE,
 ) -> None:
     """Measure every shipped task through HTTP again, beside the scores that its file claims."""
     pack = DemoPack.shipped()
+    held_as = [] if quantization is None else ["--quantization", quantization]
     table = Table("task", "base in file", "base over HTTP", "task in file", "task over HTTP")
     with tempfile.TemporaryDirectory(prefix="onebasis-score-") as scratch:
         options = pack_options(ensure_model(cache), pack, Path(scratch) / "tasks.db")
-        with ServerProcess(options, port=port, log=Path(scratch) / "server.log") as server:
+        with ServerProcess([*options, *held_as], port=port, log=Path(scratch) / "server.log") as server:
             asyncio.run(register_all(server.url, {task: pack.coefficients(task) for task in pack.tasks()}))
             for task in pack.tasks():
                 claimed = parse_coefficients(pack.coefficients(task).read_bytes()).provenance["scores"]

@@ -15,7 +15,7 @@ from onebasis.model.decoder import Decoder
 from onebasis.model.factors import Basis
 from onebasis.model.kv_cache import KVCache
 from onebasis.model.loader import LoadedBase
-from onebasis.model.native_decoder import NativeDecoder, TaskTable, why_not
+from onebasis.model.native_decoder import NativeDecoder, Quantization, TaskTable, why_not
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +43,14 @@ def build_decoder(
     arena: Arena | None,
     *,
     kernels: Kernels,
+    quantization: Quantization | None,
     cuda_graphs: bool,
     sizes: StepSizes,
 ) -> StepDecoder:
     """The fastest decoder that can run; it takes over the layers of `base`.
 
     Raises:
-        SetupError: kernels is "native", and it can't run here.
+        SetupError: kernels is "native" or there is a quantization, which that one alone has, and it can't run here.
     """
     reason = "kernels=torch" if kernels == "torch" else why_not(base, sizes.block_size)
     library = None
@@ -58,7 +59,11 @@ def build_decoder(
     except (CannotBuild, OSError, RuntimeError) as error:
         reason = str(error)
     if library is not None:
-        return _native(base, basis, arena, library, sizes)
+        return _native(base, basis, arena, library, quantization, sizes)
+    if quantization is not None:
+        raise SetupError(
+            f"quantization={quantization} needs the native kernels, which can't run here: {reason}; leave it out"
+        )
     if kernels == "native":
         raise SetupError(f"kernels=native can't run here: {reason}; use kernels=auto to fall back to torch")
     _log.info("the step runs in torch: %s", reason)
@@ -67,7 +72,12 @@ def build_decoder(
 
 
 def _native(
-    base: LoadedBase, basis: Basis | None, arena: Arena | None, library: Library, sizes: StepSizes
+    base: LoadedBase,
+    basis: Basis | None,
+    arena: Arena | None,
+    library: Library,
+    quantization: Quantization | None,
+    sizes: StepSizes,
 ) -> NativeDecoder:
     return NativeDecoder(
         base,
@@ -78,6 +88,7 @@ def _native(
         max_step_tokens=sizes.max_step_tokens,
         max_model_len=sizes.max_model_len,
         n_threads=sizes.n_threads,
+        quantization=quantization,
     )
 
 

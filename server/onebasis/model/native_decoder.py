@@ -1,12 +1,13 @@
 """The decoder step in compiled C++, for Llama-shaped models in bfloat16 on a CPU that multiplies bfloat16 pairs.
 
-A token's logits are the same bits whatever else is in the batch and however its prompt was cut into chunks.
+The base's weights may be held in 8 bits; basis, cores, residuals, KV cache and sums are the same then. A token's logits
+are the same bits whatever else is in the batch and however its prompt was cut into chunks.
 """
 
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary, finalize
 
 import torch
@@ -21,6 +22,7 @@ from onebasis.kernels.cpu.library import (
     HEAD_DIMS,
     MOST_SITES,
     NEEDED_CPU_FLAGS,
+    PANEL,
     Group,
     Layer,
     Library,
@@ -31,6 +33,7 @@ from onebasis.kernels.cpu.library import (
     Step,
     Tasks,
 )
+from onebasis.kernels.cpu.quantize import pack_codes, quantize_rows
 from onebasis.kernels.memory import zeros_on_demand
 from onebasis.model.batch import ForwardBatch, ResidualRun
 from onebasis.model.factors import Basis, SiteFactors
@@ -45,6 +48,10 @@ _GROUPS: Final = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
+
+
+Quantization = Literal["int8"]
+"""int8: whole numbers with a scale for each row, the head's too, multiplied as the bfloat16 numbers that they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,7 @@ class NativeDecoder:
         base: its decoder layers and head are packed one by one and taken out of it.
         tasks: needed with a basis.
         max_step_tokens: most tokens in a batch. max_model_len: most tokens that one of them may see.
+        quantization: how the base's weights are held; None as they are.
         n_threads: that compute a step, the caller of `forward` among them. They are its own; where torch has threads
             of its own too, the two get in each other's way.
     """
@@ -102,11 +110,17 @@ class NativeDecoder:
         max_step_tokens: int,
         max_model_len: int,
         n_threads: int,
+        quantization: Quantization | None = None,
     ) -> None:
         self._library = library
         self._tasks = tasks
         self._max_visible = max_model_len
-        self._packer = _Packer(library, {} if basis is None else basis.factors, {} if tasks is None else tasks.offsets)
+        self._packer = _Packer(
+            library,
+            {} if basis is None else basis.factors,
+            {} if tasks is None else tasks.offsets,
+            quantization=quantization,
+        )
         self._residuals = _ResidualTables([] if basis is None else [*basis.factors])
         self._model = self._pack(base, n_blocks)
         self._team = library.make_team(n_threads)
@@ -235,8 +249,16 @@ class _ResidualTables:
 class _Packer:
     """Turns linear layers into the library's groups, and keeps alive what these point to."""
 
-    def __init__(self, library: Library, factors: Mapping[str, SiteFactors], core_offsets: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        library: Library,
+        factors: Mapping[str, SiteFactors],
+        core_offsets: Mapping[str, int],
+        *,
+        quantization: Quantization | None,
+    ) -> None:
         self._library = library
+        self._quantization = quantization
         self._factors = factors
         self._core_offsets = core_offsets
         self._numbers = {name: number for number, name in enumerate(factors)}
@@ -263,20 +285,26 @@ class _Packer:
         sites = [name for name in sites if name in self._factors]
         halves = _half_layers([layer.out_features for _, layer in layers])
         weight = _arrange([_pad_columns(layer.weight, n_in) for _, layer in layers], halves)
-        packed = [self._library.pack(weight)]
-        group = Group(n_in=n_in, n_panels=packed[0].shape[0], n_sites=len(sites))
+        group = Group(n_in=n_in, n_panels=-(-weight.shape[0] // PANEL), n_sites=len(sites))
+        self._add_weight(group, weight)
         if any(layer.bias is not None for _, layer in layers):
             biases = [
                 layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for _, layer in layers
             ]
             group.bias = self.floats(_arrange([bias.unsqueeze(1) for bias in biases], halves))
         if sites:
-            v = torch.cat([_pad_columns(self._factors[name].v, n_in) for name in sites])
-            packed.append(self._library.pack(v))
-            group.n_v_panels = packed[1].shape[0]
+            v = self._library.pack(torch.cat([_pad_columns(self._factors[name].v, n_in) for name in sites]))
+            group.v, group.n_v_panels = self.keep(v), v.shape[0]
             self._add_sites(group, sites, [f"{path}.{layers[layer][0]}" for layer, _ in halves], halves)
-        group.weight = self.keep(torch.cat(packed))
         return group
+
+    def _add_weight(self, group: Group, weight: Tensor) -> None:
+        if self._quantization is None:
+            group.weight = self.keep(self._library.pack(weight))
+        else:
+            codes, scales = quantize_rows(weight)
+            group.weight = self.keep(pack_codes(codes))
+            group.scales = self.floats(F.pad(scales, (0, group.n_panels * PANEL - scales.shape[0])))
 
     def _add_sites(
         self, group: Group, names: list[str], site_of_half: list[str], halves: list[tuple[int, int]]

@@ -49,6 +49,7 @@ class NativeAssembly:
             basis,
             arena,
             kernels=config.kernels,
+            quantization=config.quantization,
             cuda_graphs=config.cuda_graphs,
             sizes=StepSizes(
                 n_blocks=cache.n_blocks,

@@ -24,6 +24,7 @@ MAX_LOGPROBS: Final = 20
 
 _INSTEAD: Final = {
     "kernels": "vLLM has its own; leave it out",
+    "quantization": "vLLM takes checkpoints that are quantized already; leave it out",
     "threads": "set VLLM_CPU_OMP_THREADS_BIND in the environment, which vLLM's workers read",
     "max_prefill_tokens": "vLLM plans its steps itself; max_step_tokens bounds them",
     "max_residual_rank": "tasks with residuals need engine=native; leave it out, or set it to 0",

@@ -16,7 +16,7 @@ BLOCK_SIZE: Final = 16
 HEAD_DIMS: Final = (16, 32, 64, 80, 96, 128)
 MOST_SITES: Final = 3
 """Sites of a group."""
-NEEDED_CPU_FLAGS: Final = ("avx512f", "avx512bw", "avx512_bf16")
+NEEDED_CPU_FLAGS: Final = ("avx512f", "avx512bw", "avx512vbmi", "avx512_bf16")
 
 
 class Site(Structure):
@@ -38,7 +38,9 @@ class Group(Structure):
         ("n_sites", c_int32),
         ("mixed_width", c_int32),
         ("weight", c_void_p),
+        ("scales", c_void_p),
         ("bias", c_void_p),
+        ("v", c_void_p),
         ("u", c_void_p),
         ("u_offsets", c_void_p),
         ("half_sites", c_void_p),

@@ -117,10 +117,8 @@ struct Runner {
         member.share(step.n_tokens, [&](int t) {
             const bf16* from = model.embeddings + step.token_ids[t] * model.hidden;
             float* to = work.residual + int64_t{t} * model.hidden;
-            for (int i = 0; i < model.hidden; i += kLanes) {
-                const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(from + i)));
-                _mm512_storeu_ps(to + i, _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
-            }
+            for (int i = 0; i < model.hidden; i += kLanes)
+                _mm512_storeu_ps(to + i, widened(_mm256_loadu_si256((const __m256i*)(from + i))));
         });
     }
 
@@ -136,10 +134,11 @@ struct Runner {
         if (!mixes) return;
         const int n_tiles = (step.n_tokens + kTileRows - 1) / kTileRows;
         const int z_width = group.n_v_panels * kPanel;
+        const Panels<bf16> v{group.v, nullptr, nullptr};
         member.share(n_tiles * group.n_v_panels, [&](int item) {
             const int panel = item / n_tiles, first = item % n_tiles * kTileRows;
             const int n_rows = std::min(kTileRows, step.n_tokens - first);
-            multiply_panel(group, group.n_panels + panel, x + int64_t{first} * group.n_in, n_rows, nullptr,
+            multiply_panel(group, v, panel, x + int64_t{first} * group.n_in, n_rows, nullptr,
                            [&](int row, int n, const float* sums) {
                                for (int i = 0; i < n; ++i)
                                    std::memcpy(work.z + int64_t{first + row + i} * z_width + panel * kPanel,
@@ -154,9 +153,20 @@ struct Runner {
 
     template <class Finish>
     void multiply(const Group& group, const bf16* x, int n_rows, bool mixes, Finish finish) const {
+        if (group.scales != nullptr)
+            multiply_panels(group, Panels{static_cast<const quantized*>(group.weight), group.scales, group.bias}, x,
+                            n_rows, mixes, finish);
+        else
+            multiply_panels(group, Panels{static_cast<const bf16*>(group.weight), group.scales, group.bias}, x, n_rows,
+                            mixes, finish);
+    }
+
+    template <class Number, class Finish>
+    void multiply_panels(const Group& group, const Panels<Number>& panels, const bf16* x, int n_rows, bool mixes,
+                         Finish finish) const {
         const bf16* mixed = mixes && has_tasks() && group.n_sites > 0 ? work.mixed : nullptr;
         member.share(group.n_panels, [&](int panel) {
-            multiply_panel(group, panel, x, n_rows, mixed, [&](int first, int n, float* tile) {
+            multiply_panel(group, panels, panel, x, n_rows, mixed, [&](int first, int n, float* tile) {
                 if (mixed != nullptr && has_residuals())
                     for (int i = 0; i < n; ++i)
                         add_residual(group, step.tasks.residuals, panel, first + i, tile + i * kPanel);

@@ -3,10 +3,16 @@
 // W and V are packed in panels of 32 columns, so that one pass over a panel serves every token. The update is the
 // tail of the same sum: mixed = S_t (V x) is one more piece of x, U one more piece of the panel. Each number of y is
 // one chain of additions in an order that no other token changes: a token's result does not depend on its batch.
+//
+// W may be whole numbers of 8 bits with a scale for each column. They are multiplied as the bfloat16 numbers that they
+// are exactly; a column's sum is scaled before its update is added.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <type_traits>
+#include <utility>
 
 #include "residual.h"
 #include "vectors.h"
@@ -30,8 +36,10 @@ struct Group {
     int32_t n_v_panels;          // of V, 0 without sites
     int32_t n_sites;
     int32_t mixed_width;         // numbers of a token's mixed, even
-    const bf16* weight;          // [n_panels + n_v_panels][n_in / 2][32][2]
+    const void* weight;          // [n_panels][n_in / 2][32][2] bf16, or quantized in the order of load_columns
+    const float* scales;         // [n_panels * 32] of a quantized weight, null for bf16
     const float* bias;           // [n_panels * 32] or null
+    const bf16* v;               // [n_v_panels][n_in / 2][32][2]
     const bf16* u;               // half panels, each [k_out / 2 rounded up][16][2]
     const int64_t* u_offsets;    // [n_panels * 2] where a half panel's u begins
     const int32_t* half_sites;   // [n_panels * 2] the site that a half panel belongs to, or -1
@@ -47,6 +55,31 @@ struct Tasks {
     Residuals residuals;
 };
 
+using quantized = uint8_t;  // -127 to 127: the sign, then 7 bits
+
+// The bytes of 0 to 127 in bfloat16.
+struct Magnitudes {
+    alignas(64) uint8_t low[128], high[128];
+
+    constexpr Magnitudes() : low(), high() {
+        for (int i = 0; i < 128; ++i) {
+            const auto number = std::bit_cast<uint32_t>(static_cast<float>(i)) >> 16;
+            low[i] = static_cast<uint8_t>(number);
+            high[i] = static_cast<uint8_t>(number >> 8);
+        }
+    }
+};
+
+constexpr Magnitudes kMagnitudes;
+
+// A matrix in panels of 32 columns.
+template <class Number>
+struct Panels {
+    const Number* numbers;
+    const float* scales;  // of quantized columns
+    const float* bias;    // or null
+};
+
 struct Update {
     const bf16* mixed[2];  // first token's numbers for each half
     const bf16* u[2];
@@ -54,17 +87,36 @@ struct Update {
     int64_t stride;
 };
 
-template <int Rows>
-static void multiply_tile(const bf16* x, int64_t stride, int n_pairs, const bf16* panel, const bf16* soon,
-                          const Update& update, float* out) {
+// A pair of rows of a panel: columns 0 to 15 and 16 to 31.
+inline void load_columns(const bf16* row, __m512bh& left, __m512bh& right) {
+    left = load_pairs(row);
+    right = load_pairs(row + kPanel);
+}
+
+// Each 16 bytes hold the pairs of 4 left and then of 4 right columns. The bytes of a magnitude's bfloat16 number are
+// looked up in tables of 128.
+inline void load_columns(const quantized* row, __m512bh& left, __m512bh& right) {
+    const __m512i codes = _mm512_loadu_si512(row), sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(kMagnitudes.low), codes,
+                                                 _mm512_loadu_si512(kMagnitudes.low + 64));
+    const __m512i magnitude = _mm512_permutex2var_epi8(_mm512_loadu_si512(kMagnitudes.high), codes,
+                                                       _mm512_loadu_si512(kMagnitudes.high + 64));
+    const __m512i high = _mm512_ternarylogic_epi32(magnitude, codes, sign, 0xf8);  // magnitude | (codes & sign)
+    left = (__m512bh)_mm512_unpacklo_epi8(low, high);
+    right = (__m512bh)_mm512_unpackhi_epi8(low, high);
+}
+
+template <int Rows, class Number>
+static void multiply_tile(const bf16* x, int64_t stride, int n_pairs, const Number* panel, const Number* soon,
+                          const float* scales, const Update& update, float* out) {
     __m512 sum[Rows][2];
 #pragma GCC unroll 14
     for (int i = 0; i < Rows; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
     for (int p = 0; p < n_pairs; ++p) {
-        const bf16* columns = panel + int64_t{p} * 2 * kPanel;
-        _mm_prefetch(soon + int64_t{p} * 2 * kPanel, _MM_HINT_T1);
-        _mm_prefetch(soon + int64_t{p} * 2 * kPanel + kPanel, _MM_HINT_T1);
-        const __m512bh left = load_pairs(columns), right = load_pairs(columns + kPanel);
+        for (int64_t line = 0; line < 2 * kPanel; line += 64 / sizeof(Number))
+            _mm_prefetch(soon + int64_t{p} * 2 * kPanel + line, _MM_HINT_T1);
+        __m512bh left, right;
+        load_columns(panel + int64_t{p} * 2 * kPanel, left, right);
 #pragma GCC unroll 14
         for (int i = 0; i < Rows; ++i) {
             const __m512bh pair = broadcast_pair(x + i * stride + 2 * p);
@@ -73,6 +125,11 @@ static void multiply_tile(const bf16* x, int64_t stride, int n_pairs, const bf16
         }
     }
     for (int half = 0; half < 2; ++half) {
+        if constexpr (std::is_same_v<Number, quantized>) {
+            const __m512 scale = _mm512_loadu_ps(scales + half * kLanes);
+#pragma GCC unroll 14
+            for (int i = 0; i < Rows; ++i) sum[i][half] = _mm512_mul_ps(sum[i][half], scale);
+        }
         for (int p = 0; p < update.n_pairs[half]; ++p) {
             const __m512bh columns = load_pairs(update.u[half] + int64_t{p} * kPanel);
 #pragma GCC unroll 14
@@ -89,23 +146,25 @@ static void multiply_tile(const bf16* x, int64_t stride, int n_pairs, const bf16
     }
 }
 
-using TileFunction = void (*)(const bf16*, int64_t, int, const bf16*, const bf16*, const Update&, float*);
+template <class Number>
+using TileFunction = void (*)(const bf16*, int64_t, int, const Number*, const Number*, const float*, const Update&, float*);
 
-inline TileFunction tile_function(int n_rows) {
-    static constexpr TileFunction functions[] = {
-        nullptr,           multiply_tile<1>,  multiply_tile<2>,  multiply_tile<3>,  multiply_tile<4>,
-        multiply_tile<5>,  multiply_tile<6>,  multiply_tile<7>,  multiply_tile<8>,  multiply_tile<9>,
-        multiply_tile<10>, multiply_tile<11>, multiply_tile<12>, multiply_tile<13>, multiply_tile<14>};
-    return functions[n_rows];
+template <class Number>
+inline TileFunction<Number> tile_function(int n_rows) {
+    return []<int... I>(std::integer_sequence<int, I...>, int i) {
+        static constexpr TileFunction<Number> functions[] = {multiply_tile<I + 1, Number>...};
+        return functions[i];
+    }(std::make_integer_sequence<int, kTileRows>(), n_rows - 1);
 }
 
 // Hand each tile of one panel to finish(first token, n_tokens, tile [n_tokens][32]).
-template <class Finish>
-static void multiply_panel(const Group& group, int panel, const bf16* x, int n_tokens, const bf16* mixed,
-                           Finish finish) {
+template <class Number, class Finish>
+static void multiply_panel(const Group& group, const Panels<Number>& panels, int panel, const bf16* x, int n_tokens,
+                           const bf16* mixed, Finish finish) {
     alignas(64) float tile[kTileRows * kPanel];
     const int n_tiles = (n_tokens + kTileRows - 1) / kTileRows;
-    const bf16* columns = group.weight + int64_t{panel} * group.n_in * kPanel;
+    const Number* columns = panels.numbers + int64_t{panel} * group.n_in * kPanel;
+    const float* scales = panels.scales == nullptr ? nullptr : panels.scales + panel * kPanel;
     for (int t = 0; t < n_tiles; ++t) {
         const int first = static_cast<int>(int64_t{n_tokens} * t / n_tiles);
         const int n_rows = static_cast<int>(int64_t{n_tokens} * (t + 1) / n_tiles) - first;
@@ -119,11 +178,11 @@ static void multiply_panel(const Group& group, int panel, const bf16* x, int n_t
             update.n_pairs[half] = (group.sites[site].k_out + 1) / 2;
         }
         const bf16* rows = x + int64_t{first} * group.n_in;
-        const bf16* soon = columns + (n_tiles > 1 && t == n_tiles - 1 ? int64_t{group.n_in} * kPanel : kAhead);
-        tile_function(n_rows)(rows, group.n_in, group.n_in / 2, columns, soon, update, tile);
-        if (group.bias != nullptr && panel < group.n_panels) {
-            const __m512 left = _mm512_loadu_ps(group.bias + panel * kPanel);
-            const __m512 right = _mm512_loadu_ps(group.bias + panel * kPanel + kLanes);
+        const Number* soon = columns + (n_tiles > 1 && t == n_tiles - 1 ? int64_t{group.n_in} * kPanel : kAhead);
+        tile_function<Number>(n_rows)(rows, group.n_in, group.n_in / 2, columns, soon, scales, update, tile);
+        if (panels.bias != nullptr) {
+            const __m512 left = _mm512_loadu_ps(panels.bias + panel * kPanel);
+            const __m512 right = _mm512_loadu_ps(panels.bias + panel * kPanel + kLanes);
             for (int i = 0; i < n_rows; ++i) {
                 float* row = tile + i * kPanel;
                 _mm512_store_ps(row, _mm512_add_ps(_mm512_load_ps(row), left));
