@@ -12,6 +12,7 @@ from onebasis.core.errors import InvalidBasis, InvalidModel, InvalidStore, Setup
 from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.model.loader import load_base
 from onebasis.wiring import Server, build_server
+from onebasis.wiring.assembly import step_budget
 from tests.api.tiny_model import MAX_POSITIONS, TinyModel, save_tiny_model
 from tests.fitting.tiny import save_family
 
@@ -126,6 +127,23 @@ def test_what_can_not_be_read_is_refused(setting: str, value: object, error: typ
 def test_every_running_sequence_can_have_a_task_of_its_own(max_running: int, n_rows: int, start) -> None:
     server = start(arena_mib=1, max_running=max_running, max_step_tokens=2000)
     assert server.engine.snapshot().max_resident_tasks == n_rows
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "budget"),
+    [
+        ("native", {}, (128, 64)),
+        ("native", {"max_running": 200}, (264, 64)),
+        ("native", {"max_prefill_tokens": 32}, (96, 32)),
+        ("native", {"max_step_tokens": 1024}, (1024, 64)),
+        ("torch", {}, (512, 256)),
+        ("vllm", {"max_running": 600}, (600, 256)),
+        ("torch", {"max_step_tokens": 100, "max_prefill_tokens": 50}, (100, 50)),
+    ],
+)
+def test_the_presets_of_a_step_follow_what_computes_it(path: str, settings: dict[str, int], budget: object) -> None:
+    found = step_budget(ServeConfig(model=Path("nowhere"), **settings), path)
+    assert (found.n_tokens, found.n_prefill) == budget
 
 
 def test_a_server_without_a_basis_has_no_room_for_tasks(start) -> None:

@@ -49,7 +49,7 @@ def test_serve_option_is_spelt_and_preset_as_the_setting_is(name: str) -> None:
     [
         (["--host", "0.0.0.0"], "options: .*pass --allow-unauthenticated"),
         (["--dtype", "int4"], "dtype: .*'bfloat16', 'float16' or 'float32'"),
-        (["--max-running", "600"], "max_step_tokens must be at least max_running"),
+        (["--max-running", "600", "--max-step-tokens", "512"], "max_step_tokens must be at least max_running"),
         (["--basis", "nowhere"], "basis nowhere: No such file"),
         (["--max-model-len", "100000"], "max_model_len 100000: the model allows 2048"),
     ],

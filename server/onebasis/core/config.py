@@ -73,10 +73,10 @@ class ServeConfig(BaseModel):
     """Tokens in a block of the KV cache; by default 16, with vllm what it finds best."""
     max_running: int = Field(default=64, ge=1)
     """Most sequences in a step."""
-    max_step_tokens: int = Field(default=512, ge=1)
-    """Most tokens in a step; longer prompts are computed in chunks."""
-    max_prefill_tokens: int = Field(default=256, ge=1)
-    """Most prompt tokens in a step that also decodes: how long a prompt may hold up the answers of others."""
+    max_step_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens in a step, or prompts go in chunks; by default 512, natively max_prefill_tokens and max_running."""
+    max_prefill_tokens: int | None = Field(default=None, ge=1)
+    """Most prompt tokens in a step that also decodes: how long one may hold others up; by default 256, natively 64."""
     prefix_cache: bool = True
     """Keep the KV cache of prompts and answers, as far as there is room, for later ones that begin alike."""
     max_waiting: int = Field(default=1024, ge=0)
@@ -124,7 +124,7 @@ class ServeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _steps_hold_all_decodes(self) -> "ServeConfig":
-        if self.max_step_tokens < self.max_running:
+        if self.max_step_tokens is not None and self.max_step_tokens < self.max_running:
             raise ValueError("max_step_tokens must be at least max_running, so that no decode is put off")
         return self
 

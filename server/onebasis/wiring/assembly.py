@@ -32,6 +32,14 @@ class ServedModel:
     residuals: ResidualLimits
 
 
+@dataclass(frozen=True, slots=True)
+class StepBudget:
+    """Tokens of a step: n_tokens in all, n_prefill of prompts where it also decodes."""
+
+    n_tokens: int
+    n_prefill: int
+
+
 class OwnedEngine(Engine, Protocol):
     """An engine that whoever built it starts and stops."""
 
@@ -72,6 +80,18 @@ def engine_limits(config: ServeConfig, *, max_model_len: int, n_vocab: int) -> E
 def queue_limits(config: ServeConfig) -> QueueLimits:
     share = config.max_waiting // 2 if config.max_waiting_per_tenant is None else config.max_waiting_per_tenant
     return QueueLimits(config.max_running, config.max_waiting, max_waiting_per_tenant=share)
+
+
+def step_budget(config: ServeConfig, path: str) -> StepBudget:
+    """As configured; what is left open, as it was measured to be best for a decoder's path.
+
+    A token of a prompt costs the compiled step as much beside 63 others as beside 511. So its steps are short: prompts
+    then get their first tokens one after the other, not all of them at the end (server/docs/scheduling.md).
+    """
+    is_short = path == "native"
+    n_prefill = config.max_prefill_tokens or (64 if is_short else 256)
+    preset = config.max_running + n_prefill if is_short else max(512, config.max_running)
+    return StepBudget(config.max_step_tokens or preset, n_prefill)
 
 
 def n_task_rows(config: ServeConfig, basis: BasisSpec) -> int:

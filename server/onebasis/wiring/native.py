@@ -23,7 +23,7 @@ from onebasis.model.loader import LoadedBase, load_base
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import CacheConfig
 from onebasis.telemetry.traces import Traces
-from onebasis.wiring.assembly import ServedModel, engine_limits, n_task_rows, queue_limits
+from onebasis.wiring.assembly import ServedModel, StepBudget, engine_limits, n_task_rows, queue_limits, step_budget
 
 SPREADING: Final = ("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend")
 _BLOCK_SIZE: Final = 16
@@ -55,7 +55,7 @@ class NativeAssembly:
                 n_blocks=cache.n_blocks,
                 block_size=cache.block_size,
                 max_running=config.max_running,
-                max_step_tokens=config.max_step_tokens,
+                max_step_tokens=max(step_budget(config, path).n_tokens for path in ("native", "torch")),
                 max_model_len=self.model.limits.max_model_len,
                 n_threads=torch.get_num_threads(),
             ),
@@ -63,7 +63,7 @@ class NativeAssembly:
         if decoder.path == "native":
             torch.set_num_threads(1)  # what is left to torch is small, and its threads would wait for work on our cores
         return EngineLoop(
-            scheduler=self._scheduler(),
+            scheduler=self._scheduler(step_budget(config, decoder.path)),
             runner=Runner(
                 decoder,
                 arena,
@@ -83,7 +83,7 @@ class NativeAssembly:
     def close(self) -> None:
         """Nothing but memory is held."""
 
-    def _scheduler(self) -> Scheduler:
+    def _scheduler(self, budget: StepBudget) -> Scheduler:
         config, model = self.config, self.model
         pool = BlockPool(model.cache.n_blocks, model.cache.block_size)
         basis_digest = None if model.basis is None else model.basis.digest
@@ -91,8 +91,8 @@ class NativeAssembly:
         return Scheduler(
             pool,
             max_running=config.max_running,
-            max_step_tokens=config.max_step_tokens,
-            max_prefill_tokens=config.max_prefill_tokens,
+            max_step_tokens=budget.n_tokens,
+            max_prefill_tokens=budget.n_prefill,
             prefix_cache=prefix_cache,
         )
 

@@ -18,7 +18,7 @@ from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import CacheConfig
 from onebasis.telemetry.traces import Traces
 from onebasis.vllm_plugin.control import engine_arguments
-from onebasis.wiring.assembly import ServedModel, engine_limits, n_task_rows, queue_limits
+from onebasis.wiring.assembly import ServedModel, engine_limits, n_task_rows, queue_limits, step_budget
 
 MAX_LOGPROBS: Final = 20
 
@@ -126,7 +126,7 @@ def _arguments(config: ServeConfig, n_rows: int) -> dict[str, Any]:
         "block_size": config.block_size,
         "enable_prefix_caching": config.prefix_cache,
         "max_num_seqs": config.max_running,
-        "max_num_batched_tokens": config.max_step_tokens,
+        "max_num_batched_tokens": step_budget(config, "vllm").n_tokens,
         "compilation_config": {} if config.cuda_graphs else {"cudagraph_mode": "NONE"},
         "structured_outputs_config": {"backend": "guidance"},
         "max_logprobs": MAX_LOGPROBS,
