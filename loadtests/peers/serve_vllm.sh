@@ -4,14 +4,7 @@
 # unless N_SLOTS says how many there are.
 set -euo pipefail
 LAB=$1 PORT=$2 N=${3:-0} SLOTS=${4:-${3:-0}}
-export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 VLLM_HOST_IP=127.0.0.1
-export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
-export VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-0-$(($(nproc) - 1))}
-preload=
-for library in /usr/lib/*-linux-gnu/libtcmalloc_minimal.so.4 "$LAB/vv/lib/libiomp5.so"; do
-  if [ -e "$library" ]; then preload=$preload:$library; fi
-done
-export LD_PRELOAD=${preload#:}
+. "$(dirname "$0")/vllm_env.sh" "$LAB"
 options=(--model "$LAB/model" --served-model-name base --host 127.0.0.1 --port "$PORT"
   --dtype bfloat16 --max-model-len 1024 --max-num-seqs 32)
 if [ "$N" -gt 0 ]; then
