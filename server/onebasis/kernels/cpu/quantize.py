@@ -24,8 +24,8 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
         codes [n_out, n_in] int8 and scales [n_out] float32; a row of zeros has scale 1.
     """
     exact = weight.detach().float()
-    highest = exact.abs().amax(dim=1)
-    scales = torch.where(highest > 0, highest / _HIGHEST, torch.ones_like(highest))
+    scales = exact.abs().amax(dim=1) / _HIGHEST
+    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
     return (exact / scales.unsqueeze(1)).round().clamp(-_HIGHEST, _HIGHEST).to(torch.int8), scales
 
 
