@@ -36,7 +36,7 @@ _PICTURE_WAYS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One way, over the tasks and seeds it is measured on.
+    """One way: the mean over the tasks it is measured on, of each the mean over its seeds.
 
     share: its exact match over that of the original adapters of the same tasks; None where none is measured.
     """
@@ -80,43 +80,54 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row]) -> str:
-    """SVG: exact match by bytes per task, tasks that no fleet basis has seen; a line for each way.
+    """SVG: exact match by bytes, a line for each way; of the tasks alone that every way in it is measured on, and that
+    no fleet basis has seen.
 
     Raises:
-        LoadTestError: nothing of what it shows is measured.
+        LoadTestError: nothing of what it shows is measured, or no task in all of these ways.
     """
     seen = {row["cell"]["task"] for row in rows if row.get("in_sample")}
-    found = summaries([row for row in rows if row["cell"]["task"] not in seen])
-    shown = [one for one in found if one.line in _PICTURE_WAYS]
-    if not shown:
+    held_out = [row for row in rows if row["cell"]["task"] not in seen]
+    tasks_of = {
+        way: {row["cell"]["task"] for row in held_out if _line(row["cell"]) == way}
+        for way in {_line(row["cell"]) for row in held_out}.intersection(_PICTURE_WAYS)
+    }
+    if not tasks_of:
         raise LoadTestError("none of the ways in the picture is measured yet")
-    sizes = sorted({one.size_bytes for one in shown})
+    tasks = sorted(set.intersection(*tasks_of.values()))
+    if not tasks:
+        raise LoadTestError(f"no task is measured in all of {', '.join(sorted(tasks_of))}")
+    found = summaries([row for row in held_out if row["cell"]["task"] in tasks])
+    sizes = sorted({one.size_bytes for one in found if one.line in tasks_of})
     lines = []
-    for way in _PICTURE_WAYS:
-        by_size = {one.size_bytes: one.exact_match for one in shown if one.line == way}
-        if by_size:
-            lines.append(Line(way, [by_size.get(size) for size in sizes]))
+    for way in filter(tasks_of.__contains__, _PICTURE_WAYS):
+        by_size = {one.size_bytes: one.exact_match for one in found if one.line == way}
+        lines.append(Line(way, [by_size.get(size) for size in sizes]))
     lines += [Line(one.name, [one.exact_match] * len(sizes)) for one in found if one.line == "original LoRA"]
-    return line_chart(
-        "Unseen items answered right, by size", "KiB a task", "exact match", [_kib(size) for size in sizes], lines
-    )
+    title = f"Unseen items answered right, by size: {', '.join(tasks)}"
+    return line_chart(title, "KiB a task", "exact match", [_kib(size) for size in sizes], lines)
 
 
 def _summary(name: str, group: Sequence[Row], originals: dict[str, float]) -> Summary:
-    tasks = list(dict.fromkeys(row["cell"]["task"] for row in group))
-    compared = [row for row in group if originals.get(row["cell"]["task"])]
-    wanted = fmean(originals[row["cell"]["task"]] for row in compared) if compared else 0.0
+    by_task: dict[str, list[Row]] = {}
+    for row in group:
+        by_task.setdefault(row["cell"]["task"], []).append(row)
+
+    def mean(number: str, tasks: Iterable[str] = by_task) -> float:
+        return fmean(fmean(row[number] for row in by_task[task]) for task in tasks)
+
+    compared = [task for task in by_task if originals.get(task)]
     return Summary(
         name=name,
         line=_line(group[0]["cell"]),
         size_bytes=round(fmean(row["size_bytes"] for row in group)),
-        n_tasks=len(tasks),
+        n_tasks=len(by_task),
         n_rows=len(group),
-        exact_match=fmean(row["exact_match"] for row in group),
-        share=fmean(row["exact_match"] for row in compared) / wanted if compared else None,
-        answer_loss=fmean(row["answer_loss"] for row in group),
-        kl=fmean(row["kl"] for row in group),
-        agreement=fmean(row["agreement"] for row in group),
+        exact_match=mean("exact_match"),
+        share=mean("exact_match", compared) / fmean(originals[task] for task in compared) if compared else None,
+        answer_loss=mean("answer_loss"),
+        kl=mean("kl"),
+        agreement=mean("agreement"),
     )
 
 

@@ -266,6 +266,13 @@ def test_a_way_is_averaged_over_tasks_and_seeds_and_compared_on_its_own_tasks() 
     assert found["original LoRA"].n_tasks == 3
 
 
+def test_a_task_with_more_seeds_weighs_no_more() -> None:
+    more = [*ROWS, row("fit", "upper", 0.2, in_sample=False, **FIT)]
+    fit = next(one for one in summaries(more) if one.line == "fit fleet core")
+    assert fit.exact_match == pytest.approx((0.65 + 0.2) / 2)
+    assert fit.share == pytest.approx((0.65 + 0.2) / (0.8 + 0.4))
+
+
 def test_in_sample_numbers_stand_apart() -> None:
     held_out, in_sample = markdown(ROWS).split("## In-sample: the fleet bases were made from these tasks' adapters")
     assert "| import fleet core + residual, k=16, r=2 | 2 | 1 | 1 | 0.100 | 0.12 |" in held_out
@@ -279,6 +286,14 @@ def test_the_picture_has_a_line_for_each_way_and_no_in_sample_point() -> None:
     assert "fit fleet core" in svg and "original LoRA" in svg and "import fleet core" not in svg
     with pytest.raises(LoadTestError, match="none of the ways in the picture is measured"):
         picture([one for one in ROWS if one["cell"]["way"] != "fit"])
+
+
+def test_the_picture_is_of_tasks_that_all_its_ways_are_measured_on() -> None:
+    on_random = FIT | {"basis": "random"}
+    more = [*ROWS, row("fit", "upper", 0.2, in_sample=False, **FIT), row("fit", "upper", 0.3, **on_random)]
+    assert "by size: upper<" in picture(more)
+    with pytest.raises(LoadTestError, match="no task is measured in all of fit fleet core, fit random core"):
+        picture([*ROWS, row("fit", "upper", 0.3, **on_random)])
 
 
 def test_the_estimate_is_the_measured_time_per_step() -> None:
