@@ -96,7 +96,7 @@ def trained_cells(tasks: Sequence[str], grid: Sequence[str], *, seeds: Sequence[
     others += [_fit(basis, 8, "core") for basis in ("base-svd", "random", "mixed")]
     others += [_fit(basis, 32, "diag") for basis in ("base-svd", "random", "mixed")]
     others += [_fit(basis, 32, "core") for basis in ("fleet", "base-svd", "random", "mixed")]
-    others += [_fit("fleet", k, "diag") for k in (16, 8)]
+    others += [_fit(basis, k, "diag") for basis in ("fleet", "base-svd", "random", "mixed") for k in (16, 8)]
     cells = [Cell(task, seed=seeds[0], **way) for way in asked for task in tasks]
     cells += [Cell(task, seed=seeds[0], **way) for way in others for task in grid]
     return cells + [Cell(task, seed=seed, **way) for seed in seeds[1:] for way in asked + others for task in grid]
