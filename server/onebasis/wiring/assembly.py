@@ -85,8 +85,8 @@ def queue_limits(config: ServeConfig) -> QueueLimits:
 def step_budget(config: ServeConfig, path: str) -> StepBudget:
     """As configured; what is left open, as it was measured to be best for a decoder's path.
 
-    A token of a prompt costs the compiled step about as much beside 63 others as beside 511. So its steps are short: prompts
-    then get their first tokens one after the other, not all of them at the end (server/docs/scheduling.md).
+    A token of a prompt costs the compiled step about as much beside 63 others as beside 511. So its steps are short:
+    prompts then get their first tokens one after the other, not all of them at the end (server/docs/scheduling.md).
     """
     is_short = path == "native"
     n_prefill = config.max_prefill_tokens or (64 if is_short else 256)
