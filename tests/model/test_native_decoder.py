@@ -51,6 +51,23 @@ def assert_as_exact_as_bfloat16(trace, rounded, exact):
     assert theirs < 0.1 * rms(wanted), "the reference itself must mean something"
 
 
+def assert_each_follows_its_own(traces, models):
+    """The models are those of `mixed_arrivals`' tasks, in float32 and in their turns."""
+    for i, trace in enumerate(traces.values()):
+        model = models[i % len(models)]
+        assert_as_exact_as_bfloat16(trace, copy.deepcopy(model).bfloat16(), model)
+
+
+def assert_the_same_bits_alone(base, basis, arrivals, **options):
+    """What each request gets among the others is what it gets alone; options: of the steppers."""
+    together = Stepper(copy.deepcopy(base), basis, **options).run(arrivals)
+    alone = Stepper(base, basis, **options)
+    for _, request in arrivals:
+        (trace,) = alone.run([(0, request)]).values()
+        assert trace.answer == together[request.request_id].answer
+        assert torch.equal(trace.logits, together[request.request_id].logits)
+
+
 @pytest.mark.parametrize("family", NATIVE_FAMILIES)
 def test_bare_sequences_are_as_exact_as_transformers_in_bfloat16(family, library):
     base = rounded_base(family)
@@ -72,9 +89,7 @@ def test_every_sequence_of_a_mixed_batch_follows_its_own_merged_model(family, k,
     exact = [merged_copy(copy.deepcopy(rounded).float(), basis, task) for task in tasks]
     exact.append(copy.deepcopy(rounded).float())
     traces = Stepper(base, basis, library=library).run(mixed_arrivals([*(task.resolved for task in tasks), None]))
-    for i, trace in enumerate(traces.values()):
-        model = exact[i % len(exact)]
-        assert_as_exact_as_bfloat16(trace, copy.deepcopy(model).bfloat16(), model)
+    assert_each_follows_its_own(traces, exact)
     first = traces["request-0"]
     assert rms(first.logits - logits_by_transformers(exact[-1], first.token_ids)) > 0.3, "the task must matter"
 
@@ -84,12 +99,7 @@ def test_a_sequence_has_the_same_bits_alone_and_among_others(family, library, tm
     base = rounded_base(family)
     basis = rounded_basis(base, tmp_path)
     arrivals = mixed_arrivals([random_task(basis.spec, 1).resolved, None, random_task(basis.spec, 2).resolved])
-    together = Stepper(copy.deepcopy(base), basis, library=library).run(arrivals)
-    alone = Stepper(base, basis, library=library)
-    for _, request in arrivals:
-        (trace,) = alone.run([(0, request)]).values()
-        assert trace.answer == together[request.request_id].answer
-        assert torch.equal(trace.logits, together[request.request_id].logits)
+    assert_the_same_bits_alone(base, basis, arrivals, library=library)
 
 
 def test_without_a_task_a_basis_changes_no_bit(library, tmp_path):

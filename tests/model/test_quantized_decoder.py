@@ -11,7 +11,13 @@ from tests.model.families import NATIVE_FAMILIES, rounded_base
 from tests.model.stepping import Stepper
 from tests.model.tasks import merged_copy, random_task
 from tests.model.test_families import bare_arrivals
-from tests.model.test_native_decoder import assert_as_exact_as_bfloat16, mixed_arrivals, rounded_basis
+from tests.model.test_native_decoder import (
+    assert_as_exact_as_bfloat16,
+    assert_each_follows_its_own,
+    assert_the_same_bits_alone,
+    mixed_arrivals,
+    rounded_basis,
+)
 from tests.native import native_library
 
 
@@ -47,20 +53,14 @@ def test_tasks_are_added_to_the_quantized_weights(family, library, tmp_path):
     models = [*(merged_copy(exact, basis, task) for task in tasks), exact]
     arrivals = mixed_arrivals([*(task.resolved for task in tasks), None])
     traces = Stepper(base, basis, library=library, quantization="int8").run(arrivals)
-    for i, trace in enumerate(traces.values()):
-        model = models[i % len(models)]
-        assert_as_exact_as_bfloat16(trace, copy.deepcopy(model).bfloat16(), model)
+    assert_each_follows_its_own(traces, models)
 
 
 def test_a_sequence_has_the_same_bits_alone_and_among_others(library, tmp_path):
     base = rounded_base("llama")
     basis = rounded_basis(base, tmp_path)
     arrivals = mixed_arrivals([random_task(basis.spec, 1).resolved, None])
-    together = Stepper(copy.deepcopy(base), basis, library=library, quantization="int8").run(arrivals)
-    alone = Stepper(base, basis, library=library, quantization="int8")
-    for _, request in arrivals:
-        (trace,) = alone.run([(0, request)]).values()
-        assert torch.equal(trace.logits, together[request.request_id].logits)
+    assert_the_same_bits_alone(base, basis, arrivals, library=library, quantization="int8")
 
 
 def test_weights_that_8_bits_hold_exactly_give_the_bits_of_bfloat16(library, tmp_path):

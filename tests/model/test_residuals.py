@@ -18,7 +18,13 @@ from tests.model.stepping import Stepper
 from tests.model.tasks import merged_copy, random_basis, random_task
 from tests.model.test_decode_graphs import Replays
 from tests.model.test_families import LENGTHS
-from tests.model.test_native_decoder import assert_as_exact_as_bfloat16, mixed_arrivals, rms, rounded_basis
+from tests.model.test_native_decoder import (
+    assert_each_follows_its_own,
+    assert_the_same_bits_alone,
+    mixed_arrivals,
+    rms,
+    rounded_basis,
+)
 from tests.native import native_library
 
 RANKS = {"q_proj": 1, "v_proj": 5, "o_proj": 2, "layers.1.mlp.up_proj": 4, "down_proj": 3}
@@ -64,20 +70,14 @@ def test_in_cpp_every_sequence_of_a_mixed_batch_follows_its_own_merged_model(fam
     exact = [merged_copy(copy.deepcopy(rounded).float(), basis, task) for task in tasks]
     exact.append(copy.deepcopy(rounded).float())
     traces = Stepper(base, basis, library=library).run(mixed_arrivals([*(task.resolved for task in tasks), None]))
-    for i, trace in enumerate(traces.values()):
-        model = exact[i % len(exact)]
-        assert_as_exact_as_bfloat16(trace, copy.deepcopy(model).bfloat16(), model)
+    assert_each_follows_its_own(traces, exact)
 
 
 def test_in_cpp_a_sequence_has_the_same_bits_alone_and_among_others(library, tmp_path):
     base = rounded_base("llama")
     basis = rounded_basis(base, tmp_path)
     arrivals = mixed_arrivals([*(task.resolved for task in world(basis.spec)), None])
-    together = Stepper(copy.deepcopy(base), basis, library=library).run(arrivals)
-    alone = Stepper(base, basis, library=library)
-    for _, request in arrivals:
-        (trace,) = alone.run([(0, request)]).values()
-        assert torch.equal(trace.logits, together[request.request_id].logits)
+    assert_the_same_bits_alone(base, basis, arrivals, library=library)
 
 
 @pytest.mark.parametrize("is_native", [True, False])

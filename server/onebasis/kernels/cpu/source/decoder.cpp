@@ -157,7 +157,7 @@ struct Runner {
             multiply_panels(group, Panels{static_cast<const quantized*>(group.weight), group.scales, group.bias}, x,
                             n_rows, mixes, finish);
         else
-            multiply_panels(group, Panels{static_cast<const bf16*>(group.weight), group.scales, group.bias}, x, n_rows,
+            multiply_panels(group, Panels{static_cast<const bf16*>(group.weight), nullptr, group.bias}, x, n_rows,
                             mixes, finish);
     }
 
