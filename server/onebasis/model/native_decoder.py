@@ -285,7 +285,7 @@ class _Packer:
         sites = [name for name in sites if name in self._factors]
         halves = _half_layers([layer.out_features for _, layer in layers])
         weight = _arrange([_pad_columns(layer.weight, n_in) for _, layer in layers], halves)
-        group = Group(n_in=n_in, n_panels=-(-weight.shape[0] // PANEL), n_sites=len(sites))
+        group = Group(n_in=n_in, n_panels=weight.shape[0] // PANEL, n_sites=len(sites))
         self._add_weight(group, weight)
         if any(layer.bias is not None for _, layer in layers):
             biases = [
@@ -304,7 +304,7 @@ class _Packer:
         else:
             codes, scales = quantize_rows(weight)
             group.weight = self.keep(pack_codes(codes))
-            group.scales = self.floats(F.pad(scales, (0, group.n_panels * PANEL - scales.shape[0])))
+            group.scales = self.floats(scales)
 
     def _add_sites(
         self, group: Group, names: list[str], site_of_half: list[str], halves: list[tuple[int, int]]

@@ -25,7 +25,7 @@ from onebasis.telemetry.reports import CacheConfig
 from onebasis.telemetry.traces import Traces
 from onebasis.wiring.assembly import ServedModel, StepBudget, engine_limits, n_task_rows, queue_limits, step_budget
 
-SPREADING: Final = ("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend")
+_SPREADING: Final = ("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend")
 _BLOCK_SIZE: Final = 16
 
 
@@ -132,7 +132,7 @@ def load_native(config: ServeConfig) -> NativeAssembly:
 
 def _check_one_process(config: ServeConfig) -> None:
     """Raises SetupError for options that spread the model over several processes."""
-    for name in SPREADING:
+    for name in _SPREADING:
         if getattr(config, name) != ServeConfig.model_fields[name].default:
             raise SetupError(f"{name} is for engine=vllm; the native engine computes in one process")
 

@@ -137,7 +137,7 @@ def _arguments(config: ServeConfig, n_rows: int) -> dict[str, Any]:
 
 
 def _check_device(config: ServeConfig) -> None:
-    """Raises SetupError when the installed vLLM runs elsewhere."""
+    """Raises SetupError when the installed vLLM runs elsewhere, or can't do there what was asked for."""
     if config.device != device_type():
         raise SetupError(
             f"device {config.device!r}: the installed vLLM runs on {device_type()!r}; pass that, or another vLLM"
