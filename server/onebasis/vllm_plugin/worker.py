@@ -12,6 +12,7 @@ from onebasis.kernels.memory import zeros_on_demand
 from onebasis.model.factors import Basis, load_basis
 from onebasis.vllm_plugin.layers import attach_basis
 from onebasis.vllm_plugin.options import ROW_KEY, WorkerOptions
+from onebasis.vllm_plugin.stack_room import call_with_room
 from onebasis.vllm_plugin.step_rows import StepRows
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class BasisWorker:
         """One step."""
         begun = [(new.req_id, _row_of(new.sampling_params)) for new in scheduler_output.scheduled_new_reqs]
         self._step.follow(begun, scheduler_output.finished_req_ids)
-        return super().execute_model(scheduler_output)  # type: ignore[misc]
+        return call_with_room(super().execute_model, scheduler_output)  # type: ignore[misc]
 
     def onebasis_put_task(self, row: int, cores: bytes) -> None:
         """Fill a row of the table that no running request has.
