@@ -1,5 +1,6 @@
 """What a worker checks and follows, without starting one."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from onebasis.core.errors import UnsupportedVllm
 from onebasis.vllm_plugin.step_rows import StepRows
-from onebasis.vllm_plugin.worker import check_config, watch_batches
+from onebasis.vllm_plugin.worker import BasisWorker, check_config, watch_batches
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
 
@@ -62,3 +63,20 @@ def test_the_rows_follow_the_second_model_runner_s_order():
     watch_batches(runner, step)
     assert runner.prepare_inputs("scheduled", "state", "description", 0) is batch
     assert step.rows.tolist() == [2, 1, 1, 1, 9, 9, 9, 9]
+
+
+def test_a_step_has_room_on_the_interpreter_s_stack():
+    """What that is worth is tested in tests/vllm_plugin/test_stack_room.py."""
+
+    class VllmWorker:
+        def execute_model(self, scheduler_output):
+            frame, sizes = sys._getframe(), []
+            while frame is not None:
+                sizes.append(frame.f_code.co_stacksize)
+                frame = frame.f_back
+            return max(sizes)
+
+    class Worker(BasisWorker, VllmWorker):
+        _step = followed()
+
+    assert Worker().execute_model(SimpleNamespace(scheduled_new_reqs=[], finished_req_ids=set())) >= 16_384
