@@ -64,7 +64,8 @@ class Team {
     friend class Member;
 
     static constexpr int kTurns = 3;      // sets of turns: one in use, one that a late thread may look at, one fresh
-    static constexpr int kSpins = 4000;  // some 0.1 ms; then the thread sleeps, for whoever else needs the core
+    static constexpr int kSpins = 4000;   // some 0.1 ms
+    static constexpr int kYields = 4000;  // some 2 ms in which whoever else needs the core gets it; then the thread sleeps
 
     struct alignas(64) Turn {
         std::atomic<int> next{0};  // of a thread's own items, the first that nobody has taken
@@ -89,6 +90,10 @@ class Team {
         for (int i = 0; i < kSpins; ++i) {
             if (number.load(std::memory_order_acquire) != old) return;
             _mm_pause();
+        }
+        for (int i = 0; i < kYields; ++i) {
+            if (number.load(std::memory_order_acquire) != old) return;
+            std::this_thread::yield();
         }
         number.wait(old, std::memory_order_acquire);
     }
