@@ -127,7 +127,7 @@ def test_a_row_of_minus_infinity_beside_numbers_is_no_poison():
     logits[1] = -torch.inf
     logits[2, 3] = torch.nan
     logits[3, 3] = torch.inf
-    rows = [SampleRow(SamplingParams(temperature=0.0), (1,), ())] * 5
+    rows = [SampleRow(SamplingParams(temperature=0.0), ())] * 5
     found = sample_isolated(logits, rows, logits.argmax(dim=-1))
     assert found[0].token_id == 6
     assert [isinstance(result, NonFiniteOutput) for result in found] == [False, True, True, True, False]

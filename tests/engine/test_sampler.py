@@ -8,13 +8,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from onebasis.core.request import SamplingParams
 from onebasis.engine import sampler
 from onebasis.engine.sampler import Sampled, SampleRow, sample, uniform
+from onebasis.engine.seen_tokens import SeenTokens
 
 N_VOCAB = 1300  # more than the sampler ranks before it sorts everything
 INF = math.inf
 
 
 def row(prompt_ids=(), output_ids=(), **params):
-    return SampleRow(SamplingParams(**params), prompt_ids, output_ids)
+    return SampleRow(SamplingParams(**params), output_ids, seen_ids=SeenTokens([*prompt_ids, *output_ids]).ids)
 
 
 def tokens(logits, rows):

@@ -121,9 +121,9 @@ class Runner:
         rows = [
             SampleRow(
                 sequence.request.sampling,
-                sequence.request.prompt_ids,
                 sequence.output_ids,
-                None if sequence.constraint is None else sequence.constraint.allowed,
+                allowed=None if sequence.constraint is None else sequence.constraint.allowed,
+                seen_ids=None if sequence.seen is None else sequence.seen.ids,
             )
             for sequence in sampling
         ]

@@ -24,9 +24,9 @@ class SampleRow:
     """What the sampler needs of one sequence."""
 
     params: SamplingParams
-    prompt_ids: Sequence[int]
     output_ids: Sequence[int]  # generated so far
     allowed: NDArray[np.bool_] | None = None  # [n_vocab] tokens that the row's grammar lets come next; None: all
+    seen_ids: NDArray[np.int64] | None = None  # each token of prompt and output once; for repetition_penalty
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +126,9 @@ def _bias_and_penalise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """float32 copy with bias and penalties applied; the argument itself where no row has any."""
     bias = [(i, t, b) for i, row in enumerate(rows) for t, b in row.params.logit_bias.items()]
     seen = [
-        (i, t, row.params.repetition_penalty)
+        (i, torch.from_numpy(row.seen_ids).to(logits.device), row.params.repetition_penalty)
         for i, row in enumerate(rows)
-        if row.params.repetition_penalty != 1.0
-        for t in {*row.prompt_ids, *row.output_ids}
+        if row.seen_ids is not None and row.params.repetition_penalty != 1.0
     ]
     generated = [
         (i, t, -row.params.presence_penalty - n * row.params.frequency_penalty)
@@ -141,10 +140,9 @@ def _bias_and_penalise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
         return logits
     shaped = logits.to(torch.float32, copy=True)
     _add(shaped, bias)
-    if seen:
-        at_row, at_token, factor = _cells(seen, logits.device)
-        before = shaped[at_row, at_token]
-        shaped[at_row, at_token] = torch.where(before > 0, before / factor, before * factor)
+    for i, token_ids, factor in seen:
+        before = shaped[i, token_ids]
+        shaped[i, token_ids] = torch.where(before > 0, before / factor, before * factor)
     _add(shaped, generated)
     return shaped
 

@@ -3,6 +3,7 @@
 from onebasis.core.ids import BASE_SLOT
 from onebasis.core.request import ConstraintState, FinishReason, GenerateRequest, TokenLogprobs
 from onebasis.engine.block_keys import BlockKey
+from onebasis.engine.seen_tokens import SeenTokens
 
 
 class EngineSequence:
@@ -13,6 +14,7 @@ class EngineSequence:
     `prompt_logprobs`.
 
     Attributes:
+        seen: its distinct tokens; None where nothing asks for them.
         n_cached_tokens: prompt tokens that were in the prefix cache when it was first admitted.
         block_keys: what its first blocks are called in the prefix cache, as far as somebody asked.
         ticket: its place in the order of first admission, from 1; 0 before that. The lower, the older.
@@ -23,6 +25,7 @@ class EngineSequence:
         self.output_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprobs] = []  # of prompt tokens 1, 2 and so on, as far as they are known
         self.constraint: ConstraintState | None = None if request.constraint is None else request.constraint.start()
+        self.seen = None if request.sampling.repetition_penalty == 1.0 else SeenTokens(request.prompt_ids)
         self.n_computed = 0
         self.n_cached_tokens = 0
         self.blocks: list[int] = []
@@ -69,6 +72,8 @@ class EngineSequence:
             InvalidGrammar: the request's grammar can't be followed any further.
         """
         self.output_ids.append(token_id)
+        if self.seen is not None:
+            self.seen.add(token_id)
         if token_id in self.request.stop_token_ids:
             return FinishReason.STOP
         if self.constraint is not None:
