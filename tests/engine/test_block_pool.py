@@ -143,3 +143,17 @@ def test_a_block_that_is_handed_out_anew_has_lost_its_name():
     pool.name(block, key(9))
     assert (pool.find([key(0)]), pool.find([key(9)])) == ([], [block])
     pool.check_integrity([block])
+
+
+def test_blocks_that_leaving_users_share_are_freed_once_and_only_without_others():
+    pool = BlockPool(8, block_size=2)
+    shared, also_mine = named(pool, 2)
+    first, second = pool.take(2)
+    for _ in range(2):
+        pool.share([shared])
+    pool.share([also_mine])
+    users = [[shared, also_mine, first], [shared, second], [shared]]
+    assert pool.n_freed(users, beside=()) == 4 - 1, "also_mine has a user who stays"
+    assert pool.n_freed(users[:2], beside=()) == 2
+    assert pool.n_freed(users, beside=[shared, 99]) == 2
+    assert pool.n_freed([], beside=()) == 0

@@ -158,3 +158,21 @@ def test_a_shared_prefix_needs_no_blocks_of_its_own():
     step(scheduler)
     scheduler.add(make_sequence("alike", 21, max_tokens=2))
     assert [s.request_id for s in step(scheduler).admitted] == ["alike"], "6 blocks, 3 free, 5 shared"
+
+
+def test_an_urgent_sequence_counts_blocks_that_others_share_once_before_it_preempts():
+    scheduler = make_scheduler(n_blocks=20, max_running=8)
+    prompt = tuple(range(1, 41))  # ten blocks, that all share
+    scheduler.add(make_sequence("mine", 4, max_tokens=30))
+    scheduler.add(make_sequence("low0", prompt, priority=1, max_tokens=30))
+    step(scheduler)
+    for number in (1, 2):
+        scheduler.add(make_sequence(f"low{number}", (*prompt, number), priority=1, max_tokens=30))
+    step(scheduler)
+    assert scheduler.n_running == 4
+    scheduler.add(make_sequence("urgent", tuple(range(200, 280))))  # 20 blocks and one to spare: more than there are
+    assert not step(scheduler).preempted
+    scheduler.remove(scheduler.running()[0])
+    plan = step(scheduler)
+    assert [sequence.request_id for sequence in plan.admitted] == ["urgent"]
+    assert len(plan.preempted) == 3

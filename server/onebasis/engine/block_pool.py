@@ -39,6 +39,11 @@ class BlockPool:
         """Free blocks that are left when `shared` are in use."""
         return self.n_free - sum(block in self._idle for block in shared)
 
+    def n_freed(self, users: Iterable[Collection[int]], beside: Collection[int]) -> int:
+        """Blocks that become free when these users give theirs back, those in `beside` not counted."""
+        n_leaving = Counter(block for blocks in users for block in blocks)
+        return sum(n == self._n_users[block] for block, n in n_leaving.items() if block not in beside)
+
     def take(self, n: int) -> list[int]:
         """Hand out n blocks to write to. Raises ValueError when fewer are free; then none is taken."""
         if n > self.n_free:

@@ -251,14 +251,11 @@ class Scheduler:
 
     def _make_room(self, step: _Step, sequence: EngineSequence, known: list[int]) -> bool:
         """Preempt less urgent ones until `sequence` fits; none if that would not be enough."""
-        n_before = len(self._running)
         victims = [other for other in self._running if other.priority > sequence.priority]
-        n_gained = sum(len(victim.blocks) for victim in victims)
-        if not self._fits(sequence, known, n_before - len(victims), n_gained):
+        n_gained = self._pool.n_freed((victim.blocks for victim in victims), beside=frozenset(known))
+        if not self._fits(sequence, known, len(self._running) - len(victims), n_gained):
             return False
         while not self._fits(sequence, known, len(self._running)):
-            if not victims:
-                return False  # their blocks are shared with others
             self._preempt(step, victims.pop())
         return True
 
