@@ -111,3 +111,10 @@ def test_an_unknown_level_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match="LOUD"):
         configure_logging("loud", json=True)
     assert logging.getLogger().handlers == before
+
+
+def test_a_message_for_people_is_one_line_without_terminal_codes(capsys):
+    configure_logging("info", json=False)
+    LOGGER.info("GET /%s 404", "\n2026-01-01 INFO forged\x1b[31m\x9b\u2028é")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("GET /\\x0a2026-01-01 INFO forged\\x1b[31m\\x9b\\x2028é 404")

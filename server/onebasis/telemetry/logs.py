@@ -4,7 +4,7 @@ import logging
 import re
 from datetime import UTC, datetime
 from json import dumps
-from typing import TextIO
+from typing import Final, TextIO
 
 from onebasis.telemetry.request_context import request_fields
 
@@ -14,6 +14,7 @@ _NOT_EXTRA = frozenset(
     {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message", "vllm_process_name"}
 )
 
+_CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 _API_KEY = re.compile(r"\bob_[\w-]{20,}")
 
 
@@ -45,11 +46,15 @@ class JsonFormatter(_LineFormatter):
 
 
 class TextFormatter(_LineFormatter):
-    """The same for people: `time level logger: message key=value`, a traceback on the lines below."""
+    """The same for people: `time level logger: message key=value`, a traceback on the lines below.
+
+    Control characters of a message are escaped: a path that a client sends can't begin a line or colour a terminal.
+    """
 
     def line(self, record: logging.LogRecord) -> str:
         extra = "".join(f" {key}={dumps(value, default=str)}" for key, value in _extra(record).items())
-        line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}{extra}"
+        message = record.getMessage().translate(_CONTROL)
+        line = f"{_time(record)} {record.levelname} {record.name}: {message}{extra}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
