@@ -243,3 +243,29 @@ def test_refusals_start_nothing(server):
 
 def _send(server, body, path=COMPLETIONS):
     return server.client.post(path, content=body, headers={"Content-Type": "application/json"})
+
+
+HALF = "a\ud83d"
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "\\ud83d"}'}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": HALF}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]}),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [CALL]}]}),
+        ("/tokenize", {"prompt": HALF}),
+        ("/tokenize", {"messages": [{"role": "user", "content": HALF}]}),
+    ],
+)
+def test_half_a_character_is_refused_in_every_text(server, path, body):
+    refused(_send(server, json.dumps({"model": BASE_NAME, **body}), path), 400, "invalid_parameter", next(iter(body)))
+
+
+@pytest.mark.parametrize("function", [{"description": HALF}, {"parameters": {"type": "object", "title": HALF}}])
+@pytest.mark.parametrize("tool_choice", ["required", "none"])
+def test_half_a_character_in_a_tool_is_refused(server, function, tool_choice):
+    tools = [{"type": "function", "function": {"name": "f", **function}}]
+    body = {"model": BASE_NAME, **PROMPT[CHAT], "tools": tools, "tool_choice": tool_choice}
+    refused(_send(server, json.dumps(body), CHAT), 400, "invalid_parameter", "tools")

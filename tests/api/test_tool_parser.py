@@ -91,3 +91,10 @@ def test_a_call_is_given_out_as_soon_as_it_is_whole():
 )
 def test_the_chat_template_tells_the_format(template, name):
     assert detect_tool_parser(template) == name
+
+
+def test_half_a_character_in_an_argument_can_be_sent():
+    text = '<tool_call>\n{"name": "weather", "arguments": {"city": "x\\ud83d"}}\n</tool_call>'
+    stream = ToolCallStream(HERMES, ["weather"], parallel=True)
+    (call,) = stream.push(text).calls
+    assert call.arguments.encode() == rb'{"city": "x\ud83d"}'

@@ -7,9 +7,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class JsonObject(BaseModel):
-    """Part of a body: no conversions, no unknown fields, null means that the field is absent."""
+    """Part of a body: no conversions, no unknown fields, null means that the field is absent.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    Text is checked to be Unicode: JSON can spell half of a surrogate pair, and no tokenizer or answer takes it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, str_min_length=0)  # any bound makes it check
 
     @model_validator(mode="before")
     @classmethod

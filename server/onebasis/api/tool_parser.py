@@ -121,7 +121,17 @@ class ToolCallStream:
         if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
             return None
         call_id = "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
-        return FoundCall(call_id, name, json.dumps(arguments, ensure_ascii=False))
+        return FoundCall(call_id, name, _spelt(arguments))
+
+
+def _spelt(arguments: dict[str, Any]) -> str:
+    """As JSON text. Half of a surrogate pair, which a model may write, has no bytes: then all is spelt in ASCII."""
+    text = json.dumps(arguments, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(arguments)
+    return text
 
 
 def _end_of_object(text: str) -> int | None:

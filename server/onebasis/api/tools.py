@@ -1,9 +1,10 @@
 """Tools as requests and messages spell them: OpenAI's fields."""
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from onebasis.api.json_object import JsonObject
 from onebasis.core.errors import InvalidParameter
@@ -13,6 +14,16 @@ MAX_TOOLS: Final = 128
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
+def check_unicode(param: str, content: Mapping[str, Any]) -> None:
+    """Raises InvalidParameter of JSON in which half of a surrogate pair stands alone: no tokenizer takes it."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidParameter(param, f"has half of a surrogate pair: {error.object[error.start]!a}") from error
+    except RecursionError as error:
+        raise InvalidParameter(param, "is nested too deeply") from error
+
+
 class FunctionTool(JsonObject):
     """A function that the model may call; `parameters` is a JSON schema of its arguments, absent for none."""
 
@@ -20,6 +31,12 @@ class FunctionTool(JsonObject):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool = False
+
+    @field_validator("parameters", mode="after")
+    @classmethod
+    def _is_unicode(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        check_unicode("tools", parameters)
+        return parameters
 
     @property
     def schema_of_arguments(self) -> dict[str, Any]:
@@ -63,6 +80,7 @@ class CalledFunction(JsonObject):
             raise InvalidParameter("messages", f"arguments of a call of {self.name} are not JSON: {error}") from error
         if not isinstance(found, dict):
             raise InvalidParameter("messages", f"arguments of a call of {self.name} are not a JSON object")
+        check_unicode("messages", found)
         return found
 
 
