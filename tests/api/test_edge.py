@@ -56,6 +56,21 @@ def test_a_page_of_a_named_origin_may_call_and_read(small):
     assert "access-control-allow-credentials" not in response.headers
 
 
+def test_a_page_may_use_openais_sdk(small):
+    asked = "authorization,content-type,x-stainless-arch,x-stainless-retry-count"
+    headers = {
+        "Origin": PAGE,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": asked,
+    }
+    preflight = small.client.options("/v1/completions", headers=headers)
+    assert preflight.status_code == 200
+    allowed = preflight.headers["access-control-allow-headers"].lower()
+    assert all(name in allowed for name in asked.split(","))
+    response = small.client.get("/v1/models", headers={"Origin": PAGE})
+    assert "X-Should-Retry" in response.headers["access-control-expose-headers"], "its SDK asks this header"
+
+
 def test_a_page_of_another_origin_may_not(small):
     preflight = {"Origin": "https://evil.example.org", "Access-Control-Request-Method": "POST"}
     assert small.client.options("/v1/completions", headers=preflight).status_code == 400
