@@ -14,8 +14,10 @@ class BytesTokenizer:
 
     def __init__(self, pieces):
         self._pieces = [b"<end>", *pieces]
+        self.n_decoded = 0
 
     def decode(self, token_ids, *, skip_special_tokens):
+        self.n_decoded += len(token_ids)
         kept = [self._pieces[t] for t in token_ids if t != SPECIAL or not skip_special_tokens]
         return b"".join(kept).decode(errors="replace")
 
@@ -27,9 +29,9 @@ class SpacesTokenizer(BytesTokenizer):
         return super().decode(token_ids, skip_special_tokens=skip_special_tokens).removeprefix(" ")
 
 
-def stream(pieces, stop=(), tokenizer=BytesTokenizer):
+def stream(pieces, stop=(), tokenizer=BytesTokenizer, behind=()):
     """(joined text, whether a stop string ended it, text after each token) of an answer of these pieces."""
-    text = TextStream(tokenizer(pieces), stop)
+    text = TextStream(tokenizer([*pieces, *behind]), stop, behind=range(len(pieces) + 1, len(pieces) + len(behind) + 1))
     emitted = ""
     after = []
     for token_id in range(1, len(pieces) + 1):
@@ -76,6 +78,35 @@ def test_spaces_between_words_survive_a_tokenizer_that_drops_the_first():
     assert joined == "Hello big world"
 
 
+@pytest.mark.parametrize("behind", [[b"The capital", b" is"], [b" a", b" b", b" c"]])
+def test_an_answer_behind_a_text_keeps_the_space_between_them(behind):
+    joined, _, after = stream([b" Paris", b" is"], tokenizer=SpacesTokenizer, behind=behind)
+    assert after == [" Paris", " Paris is"]
+    assert joined == " Paris is"
+    assert stream([b" Paris", b"."], [" Paris"], tokenizer=SpacesTokenizer, behind=behind)[:2] == ("", True)
+
+
+SMILE = "🙂".encode()
+
+
+@pytest.mark.parametrize("piece", [SMILE[:2], b"\xff", SMILE[2:] + SMILE[:2], b"a" + SMILE[:1], None])
+def test_tokens_that_never_make_a_character_take_linear_time(piece):
+    n_tokens = 2000
+    tokenizer = BytesTokenizer([piece])
+    text = TextStream(tokenizer)
+    given_out = [text.push(SPECIAL if piece is None else 1).text for _ in range(n_tokens)]
+    whole = "" if piece is None else (piece * n_tokens).decode(errors="replace")
+    assert len(whole) - 20 <= len("".join(given_out)), "it comes on the way, not at the end"
+    assert "".join(given_out) + text.finish().text == whole
+    assert tokenizer.n_decoded < 64 * n_tokens
+
+
+def test_a_character_may_come_late_after_tokens_without_text():
+    text = TextStream(BytesTokenizer([b"a", SMILE[:2], SMILE[2:]]))
+    tokens = [1, *[SPECIAL] * 40, 2, *[SPECIAL] * 40, 3]
+    assert "".join(text.push(token_id).text for token_id in tokens) == "a🙂"
+
+
 @pytest.mark.parametrize(
     ("pieces", "stop", "text"),
     [
@@ -106,6 +137,7 @@ def test_a_stop_string_can_come_with_the_very_last_bytes():
     assert text.finish() == type(text.finish())("a", stopped=True)
 
 
+noise_cuts = st.one_of(st.lists(st.integers(0, 60), max_size=30), st.just(range(400)), st.just(range(0, 400, 3)))
 cut_points = st.lists(st.integers(0, 200), max_size=30)
 texts = st.text(alphabet=st.sampled_from("ab \nS\té漢🙂\ufffd"), max_size=40)
 
@@ -122,7 +154,7 @@ def test_joined_pieces_are_the_whole_text(text, points):
     assert (joined, stopped) == (text, False)
 
 
-@given(st.binary(max_size=40), cut_points)
+@given(st.one_of(st.binary(max_size=40), st.text("é🙂", max_size=60).map(lambda text: text.encode()[1:-1])), noise_cuts)
 def test_joined_pieces_are_the_whole_text_for_any_bytes(data, points):
     joined, _, after = stream(cut(data, points))
     assert joined == data.decode(errors="replace")
@@ -156,3 +188,13 @@ def test_no_more_is_held_back_than_could_begin_a_stop_string(text, points, word)
     for piece, given_out in zip(pieces, after, strict=True):
         n_known += len(piece)
         assert len(given_out) >= n_known - (len(word) - 1)
+
+
+noise = st.sampled_from([b"a", b"\xff", b"\xc3", b"\xa9", SMILE[:2], SMILE[2:], SMILE[1:3], b""])
+
+
+@given(st.lists(noise, max_size=120))
+def test_long_noise_is_given_out_as_it_is_decoded_whole(pieces):
+    joined, _, after = stream(pieces)
+    assert joined == b"".join(pieces).decode(errors="replace")
+    assert all(joined.startswith(text) for text in after)
