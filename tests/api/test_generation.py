@@ -34,7 +34,7 @@ class RecordingEngine:
 def run(server):
     services = server.parts.app.state.services
 
-    def generate(n_cached, **body):
+    def generate(n_cached, charge=lambda _: None, **body):
         checked = CompletionBody(model=BASE_NAME, **body)
         engine = RecordingEngine(services, n_cached)
 
@@ -50,7 +50,7 @@ def run(server):
                 limits=engine.limits,
                 caller=OPERATOR,
             )
-            generation = Generation(plan, engine, services.text, lambda _: None).start()
+            generation = Generation(plan, engine, services.text, charge).start()
             async for _ in generation.deltas():
                 pass
             return generation
@@ -73,3 +73,19 @@ def test_priority_and_time_limit_reach_the_engine(run):
     assert before_s + 30 <= request.deadline_s <= time.monotonic() + 30
     _, (request,) = run([0], prompt="a")
     assert (request.priority, request.deadline_s) == (0, None)
+
+
+def test_without_a_seed_no_two_answers_share_their_draws(run):
+    _, requests = run([0] * 6, prompt=["the cat"] * 3, n=2)
+    assert len({request.sampling.seed for request in requests}) == 6
+
+
+def test_with_a_seed_a_prompt_is_answered_the_same_alone_and_in_a_batch(run):
+    _, requests = run([0] * 6, prompt=["the cat"] * 3, n=2, seed=7)
+    assert [request.sampling.seed for request in requests] == [7, 8] * 3
+
+
+def test_tokens_are_charged_as_they_come(run):
+    charged = []
+    run([0, 0], charge=charged.append, prompt=["a", "a"])
+    assert charged == [2, 1, 1]

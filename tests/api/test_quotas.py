@@ -184,3 +184,25 @@ def test_changes_of_quotas_and_keys_are_in_the_audit_log_with_the_request(quota_
     assert len({entry["key_id"] for entry in entries} - {None, OPERATOR.key_id}) == 1
     assert abs(entries[0]["at"] - time.time()) < 60
     assert made["key"] not in str(entries)
+
+
+def test_a_stream_uses_up_its_tokens_while_it_runs(tenant, quota_server):
+    acme = tenant(tokens_per_minute=10)
+    body = {"model": BASE_NAME, "prompt": PROMPT, "max_tokens": 500, "stream": True, "ignore_eos": True}
+    with acme.client.stream("POST", "/v1/completions", json=body) as response, quota_server.new_client() as second:
+        lines = response.iter_lines()
+        for _ in range(40):
+            next(lines)
+        headers = {"Authorization": acme.client.headers["Authorization"]}
+        late = second.post("/v1/completions", json={"model": BASE_NAME, "prompt": PROMPT}, headers=headers)
+        check_exceeded(late, "tokens_per_minute", 10)
+    quota_server.wait_until_idle()
+
+
+def test_more_answers_than_a_tenant_may_ever_have_in_flight_are_no_matter_of_waiting(tenant, start_server):
+    server = start_server(require_auth=True, max_running=2, max_waiting=6, max_waiting_per_tenant=1)
+    acme = Tenant(server, "acme")
+    with acme.client:
+        message = refused(acme.complete(prompt=["a"] * 4), 400, "invalid_parameter", "n")
+        assert "is 4, allowed are 3" in message
+        ok(acme.complete(prompt=["a"] * 3))

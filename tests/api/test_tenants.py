@@ -235,3 +235,18 @@ def test_every_change_of_a_task_is_in_the_audit_log(user, served):
     ]
     assert {(e["key_id"], e["tenant"]) for e in found} == {(tenant.key_id, "audit-a")}
     assert found[0]["request_id"] == "put-1"
+
+
+def test_a_tenants_own_task_can_be_named_to_the_tokenizer(user):
+    acme, other = user("acme"), user("other")
+    ok(acme.put("tokenized", 1))
+    for path, body in (("/tokenize", {"prompt": "the cat"}), ("/detokenize", {"tokens": [5]})):
+        ok(acme.client.post(path, json=body | {"model": "tokenized"}))
+        refused(other.client.post(path, json=body | {"model": "tokenized"}), 404, "model_not_found", "model")
+
+
+def test_a_tenant_may_let_others_go_first_and_not_itself(user):
+    acme, operator = user("acme"), user(None)
+    assert "priority -1" in refused(acme.complete(BASE_NAME, priority=-1), 403, "permission_denied")
+    for asker, priority in ((acme, 0), (acme, 5), (operator, -1)):
+        ok(asker.complete(BASE_NAME, priority=priority))

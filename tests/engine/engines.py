@@ -150,7 +150,7 @@ def build_engine(
     engine = EngineLoop(
         scheduler=scheduler,
         runner=runner,
-        limits=EngineLimits(n_blocks * block_size, N_VOCAB, max_running + max_waiting),
+        limits=EngineLimits(n_blocks * block_size, N_VOCAB, max_running + max_waiting, max_running + max_waiting),
         queue_limits=QueueLimits(max_running, max_waiting, max_waiting_per_tenant),
         stall_s=stall_s,
         max_resident_tasks=0 if arena is None else arena.n_slots,

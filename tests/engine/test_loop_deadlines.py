@@ -54,10 +54,10 @@ def test_a_deadline_that_is_not_reached_changes_nothing(world):
     [(None, None, None, None), (None, None, 7, 7), (5, None, None, 5), (5, 9, 7, 7), (None, 9, None, 9), (5, 9, 9, 9)],
 )
 def test_the_time_of_a_request(default_s, max_s, asked_s, expected_s):
-    limits = EngineLimits(10, 10, 10, default_timeout_s=default_s, max_timeout_s=max_s)
+    limits = EngineLimits(10, 10, 10, 10, default_timeout_s=default_s, max_timeout_s=max_s)
     assert limits.timeout_s(asked_s) == expected_s
 
 
 def test_more_time_than_the_server_allows_is_refused_by_name():
     with pytest.raises(InvalidParameter, match=r"timeout: is 9.5 s, this server allows 9 s"):
-        EngineLimits(10, 10, 10, max_timeout_s=9).timeout_s(9.5)
+        EngineLimits(10, 10, 10, 10, max_timeout_s=9).timeout_s(9.5)

@@ -56,6 +56,7 @@ def _plan(body: CompletionBody, services: Services, caller: Caller) -> Plan:
         n_logprobs=0 if ranks and body.logprobs is None else body.logprobs,
         n_prompt_logprobs=body.logprobs if body.echo else None,
         constraint=None if wanted is None else services.constraint(*wanted),
+        continues_text=True,
         caller=caller,
     )
 

@@ -23,10 +23,12 @@ from onebasis.core.request import (
 from onebasis.engine.interface import Engine, EngineLimits
 from onebasis.engine.text import TextStream
 from onebasis.identity.caller import Caller
+from onebasis.identity.errors import PermissionDenied
 from onebasis.model.text import ModelText
 from onebasis.telemetry.request_context import request_fields
 
 _LEAST_LOGPROB = -9999.0  # OpenAI's for "hardly possible"; JSON has no word for -inf or NaN
+_N_BEHIND = 8  # tokens of a prompt that its answer is decoded behind: more than any character has
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,9 @@ class ChoiceDelta:
 class Plan:
     """A checked request: everything that is the same for its choices, and the prompts.
 
-    Choices are numbered prompt by prompt, `n` for each; `n` counts all that are sampled. A limit of 0 in
-    `max_tokens` means that the prompt alone is wanted.
+    Choices are numbered prompt by prompt, `n` for each; `n` counts all that are sampled, `seeds` has one for each. A
+    limit of 0 in `max_tokens` means that the prompt alone is wanted. `continues_text`: an answer goes on where the
+    text of its prompt ends, so that a space between them is the answer's.
     """
 
     id: str
@@ -59,10 +62,12 @@ class Plan:
     n: int
     max_tokens: tuple[int, ...]
     sampling: SamplingParams
+    seeds: tuple[int, ...]
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
     constraint: TokenConstraint | None
     skip_special_tokens: bool
+    continues_text: bool
     priority: int
     deadline_s: float | None  # time.monotonic()
     caller: Caller
@@ -88,6 +93,7 @@ def plan_generation(
     n_prompt_logprobs: int | None = None,
     constraint: TokenConstraint | None = None,
     skip_special_tokens: bool = True,
+    continues_text: bool = False,
 ) -> Plan:
     """Check what the schema can't: tokens against the vocabulary, lengths against the context.
 
@@ -98,10 +104,16 @@ def plan_generation(
 
     Raises:
         InvalidParameter, ContextLengthExceeded.
+        PermissionDenied: a tenant asks to be served before others.
     """
     n = n_sampled or body.n
-    if len(prompts) * n > limits.max_sequences:
-        raise InvalidParameter("n", f"prompts times n is {len(prompts) * n}, allowed are {limits.max_sequences}")
+    most = limits.max_sequences_of(caller.share)
+    if len(prompts) * n > most:
+        raise InvalidParameter("n", f"prompts times n is {len(prompts) * n}, allowed are {most}")
+    if body.priority < 0 and caller.tenant is not None:
+        raise PermissionDenied(
+            f"priority {body.priority} goes before other tenants; a tenant's key may ask for 0 and up"
+        )
     for prompt in prompts:
         if not prompt:
             raise InvalidParameter(prompt_param, "the tokenizer makes no token of this text; needs at least one")
@@ -124,10 +136,12 @@ def plan_generation(
             max_tokens if max_tokens is not None else limits.max_model_len - len(prompt) for prompt in prompts
         ),
         sampling=replace(_sampling(body, limits.n_vocab), n_logprobs=n_logprobs, n_prompt_logprobs=n_prompt_logprobs),
+        seeds=tuple(_seed(body.seed, n_choice) for _ in prompts for n_choice in range(n)),
         stop=body.stop_strings(),
         stop_token_ids=stop_token_ids if body.ignore_eos else stop_token_ids | text.eos_token_ids,
         constraint=constraint,
         skip_special_tokens=skip_special_tokens,
+        continues_text=continues_text,
         priority=body.priority,
         deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
         caller=caller,
@@ -140,20 +154,25 @@ class Generation:
     def __init__(self, plan: Plan, engine: Engine, text: ModelText, charge: Callable[[int], None]) -> None:
         """
         Args:
-            charge: is told of the prompt's tokens once they are submitted, of the answer's when it is closed.
+            charge: is told of the prompt's tokens once they are submitted, of the answer's as they come.
         """
         self._plan = plan
         self._engine = engine
         self._charge = charge
         self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
         self._open: dict[str, int] = {}  # request id -> index of the choice
-        n_choices = len(plan.prompts) * plan.n
         self._streams = [
-            TextStream(text, plan.stop, skip_special_tokens=plan.skip_special_tokens) for _ in range(n_choices)
+            TextStream(
+                text,
+                plan.stop,
+                behind=prompt[-_N_BEHIND:] if plan.continues_text else (),
+                skip_special_tokens=plan.skip_special_tokens,
+            )
+            for prompt in plan.prompts
+            for _ in range(plan.n)
         ]
         self._n_cached: dict[int, int] = {}  # number of the prompt -> tokens of it that were not computed again
         self.n_completion_tokens = 0
-        self._n_charged = 0
 
     @property
     def n_cached_tokens(self) -> int:
@@ -170,15 +189,14 @@ class Generation:
 
         requests = []
         for index in range(len(self._streams)):
-            n_prompt, n_choice = divmod(index, self._plan.n)
-            sampling = replace(self._plan.sampling, seed=self._plan.sampling.seed + n_choice)
+            n_prompt = index // self._plan.n
             requests.append(
                 GenerateRequest(
                     request_id=f"{self._plan.id}-{index}",
                     prompt_ids=self._plan.prompts[n_prompt],
                     task=self._plan.task,
                     max_tokens=max(1, self._plan.max_tokens[n_prompt]),
-                    sampling=sampling,
+                    sampling=replace(self._plan.sampling, seed=self._plan.seeds[index]),
                     stop_token_ids=self._plan.stop_token_ids,
                     sink=sink,
                     constraint=self._plan.constraint,
@@ -198,8 +216,6 @@ class Generation:
         """Abort whatever has not ended. Call it however the request ends; it may be called again."""
         for request_id in self._open:
             self._engine.abort(request_id)
-        self._charge(self.n_completion_tokens - self._n_charged)
-        self._n_charged = self.n_completion_tokens
 
     async def deltas(self) -> AsyncIterator[ChoiceDelta]:
         """One delta per token as it comes, until every choice has its finish reason.
@@ -227,6 +243,7 @@ class Generation:
             del self._open[event.request_id]
             return ChoiceDelta(index, "", None, None, FinishReason.LENGTH.value, prompt_logprobs)
         self.n_completion_tokens += 1
+        self._charge(1)
         finish = None if event.finish is None else event.finish.value
         text, stopped = self._advance(self._streams[index], event)
         if stopped or finish is not None:
@@ -262,12 +279,16 @@ def _sampling(body: GenerationBody, n_vocab: int) -> SamplingParams:
         top_k=min(max(0, body.top_k), n_vocab),
         top_p=body.top_p,
         min_p=body.min_p,
-        seed=secrets.randbits(62) if body.seed is None else body.seed,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=body.repetition_penalty,
         logit_bias=_logit_bias(body, n_vocab),
     )
+
+
+def _seed(asked: int | None, n_choice: int) -> int:
+    """Of one answer. With a seed, a prompt is answered the same alone and in a batch; without, no two are alike."""
+    return secrets.randbits(62) if asked is None else asked + n_choice
 
 
 def _logit_bias(body: GenerationBody, n_vocab: int) -> dict[int, float]:

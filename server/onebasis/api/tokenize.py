@@ -5,12 +5,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field, model_validator
 
-from onebasis.api.auth import GENERATE
-from onebasis.api.deps import ServicesDep
+from onebasis.api.auth import GENERATE, CallerDep
+from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.json_object import JsonObject
 from onebasis.api.schemas import ChatMessage, TokenId
 from onebasis.api.tool_use import encode_chat
 from onebasis.core.errors import InvalidParameter
+from onebasis.identity.caller import Caller
 
 router = APIRouter(tags=["tokenizer"], dependencies=[GENERATE])
 
@@ -41,9 +42,9 @@ class DetokenizeBody(JsonObject):
 
 
 @router.post("/tokenize", summary="Tokens of a text or a chat")
-def tokenize(body: TokenizeBody, services: ServicesDep) -> dict[str, Any]:
+def tokenize(body: TokenizeBody, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """The tokens that a generation with this prompt or these messages would begin with."""
-    _check_model(body.model, services)
+    _check_model(body.model, services, caller)
     if body.messages is not None:
         tokens = encode_chat(body.messages, None, services.text)
     else:
@@ -57,9 +58,9 @@ def tokenize(body: TokenizeBody, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.post("/detokenize", summary="Text of tokens")
-def detokenize(body: DetokenizeBody, services: ServicesDep) -> dict[str, Any]:
+def detokenize(body: DetokenizeBody, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """All tokens are shown, special ones too."""
-    _check_model(body.model, services)
+    _check_model(body.model, services, caller)
     n_vocab = services.engine.limits.n_vocab
     wrong = next((token for token in body.tokens if token >= n_vocab), None)
     if wrong is not None:
@@ -73,6 +74,6 @@ def tokenizer_info(services: ServicesDep) -> dict[str, Any]:
     return services.text.info() | {"max_model_len": services.engine.limits.max_model_len}
 
 
-def _check_model(model: str | None, services: ServicesDep) -> None:
+def _check_model(model: str | None, services: Services, caller: Caller) -> None:
     if model is not None:
-        services.registry.resolve(model)
+        services.registry.resolve(model, caller.tenant)

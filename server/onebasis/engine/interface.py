@@ -13,15 +13,21 @@ from onebasis.telemetry.reports import EngineSnapshot
 class EngineLimits:
     """What a request has to fit.
 
-    max_model_len: tokens of prompt and output together. max_sequences: that one submit may hold.
+    max_model_len: tokens of prompt and output together. max_sequences: that one submit may hold;
+        max_tenant_sequences: of a tenant.
     default_timeout_s, max_timeout_s: time of a request that names none, and the most it may name; None for no limit.
     """
 
     max_model_len: int
     n_vocab: int
     max_sequences: int
+    max_tenant_sequences: int
     default_timeout_s: float | None = None
     max_timeout_s: float | None = None
+
+    def max_sequences_of(self, tenant: str | None) -> int:
+        """That one submit of this tenant may hold; more would not be accepted by an idle engine either."""
+        return self.max_sequences if tenant is None else self.max_tenant_sequences
 
     def timeout_s(self, asked_s: float | None) -> float | None:
         """How long a request may take; None for as long as it wants. Raises InvalidParameter over max_timeout_s."""

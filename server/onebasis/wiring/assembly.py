@@ -68,10 +68,12 @@ class Assembly(Protocol):
 
 
 def engine_limits(config: ServeConfig, *, max_model_len: int, n_vocab: int) -> EngineLimits:
+    queue = queue_limits(config)
     return EngineLimits(
         max_model_len=max_model_len,
         n_vocab=n_vocab,
-        max_sequences=config.max_running + config.max_waiting,
+        max_sequences=queue.max_in_flight,
+        max_tenant_sequences=queue.max_in_flight_per_tenant,
         default_timeout_s=config.default_timeout_s,
         max_timeout_s=config.max_timeout_s,
     )
