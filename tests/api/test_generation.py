@@ -15,44 +15,63 @@ from tests.api.tiny_model import BASE_NAME
 class RecordingEngine:
     """Takes requests and answers each with one token, telling how much of the prompt was cached."""
 
-    def __init__(self, services, n_cached):
+    def __init__(self, services, n_cached, token_id):
         self.limits = services.engine.limits
         self.is_alive = True
         self.requests = []
         self._n_cached = n_cached
+        self._token_id = token_id
 
     def submit(self, requests):
         self.requests += requests
         for request, n_cached in zip(requests, self._n_cached, strict=True):
-            request.sink(TokenEvent(request.request_id, 40, finish=FinishReason.LENGTH, n_cached_tokens=n_cached))
+            request.sink(
+                TokenEvent(request.request_id, self._token_id, finish=FinishReason.LENGTH, n_cached_tokens=n_cached)
+            )
 
     def abort(self, request_id):
         raise AssertionError("every request had its ending")
+
+
+class DropsTheFirstSpace:
+    """The text of a model whose tokenizer is like Llama 2's: a text does not begin with a space."""
+
+    def __init__(self, text):
+        self._text = text
+        self.eos_token_ids = text.eos_token_ids
+
+    def encode(self, text):
+        return self._text.encode(text)
+
+    def decode(self, token_ids, *, skip_special_tokens):
+        return self._text.decode(token_ids, skip_special_tokens=skip_special_tokens).removeprefix(" ")
 
 
 @pytest.fixture
 def run(server):
     services = server.parts.app.state.services
 
-    def generate(n_cached, charge=lambda _: None, **body):
+    def generate(n_cached, *, charge=lambda _: None, token_id=40, told=None, text=services.text, fields=None, **body):
         checked = CompletionBody(model=BASE_NAME, **body)
-        engine = RecordingEngine(services, n_cached)
+        engine = RecordingEngine(services, n_cached, token_id)
 
         async def work():
             plan = plan_generation(
                 checked,
                 id_prefix="a",
-                prompts=[services.text.encode(prompt) for prompt in checked.prompts()],
+                prompts=[text.encode(prompt) for prompt in checked.prompts()],
                 prompt_param="prompt",
                 max_tokens=checked.max_tokens,
                 task=None,
-                text=services.text,
+                text=text,
                 limits=engine.limits,
                 caller=OPERATOR,
+                **(fields or {}),
             )
-            generation = Generation(plan, engine, services.text, charge).start()
-            async for _ in generation.deltas():
-                pass
+            generation = Generation(plan, engine, text, charge).start()
+            async for delta in generation.deltas():
+                if told is not None:
+                    told.append(delta.text)
             return generation
 
         return asyncio.run(work()), engine.requests
@@ -89,3 +108,12 @@ def test_tokens_are_charged_as_they_come(run):
     charged = []
     run([0, 0], charge=charged.append, prompt=["a", "a"])
     assert charged == [2, 1, 1]
+
+
+@pytest.mark.parametrize(("continues_text", "expected"), [(True, " cat"), (False, "cat")])
+def test_a_continuation_keeps_its_first_space_and_a_chat_s_answer_does_not(run, server, continues_text, expected):
+    text = DropsTheFirstSpace(server.parts.app.state.services.text)
+    told = []
+    fields = {"continues_text": continues_text}
+    run([0], prompt="the", token_id=text.encode("the cat")[1], told=told, text=text, fields=fields)
+    assert told == [expected]
