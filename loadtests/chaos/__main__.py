@@ -103,7 +103,7 @@ async def _run(
     counts["distinct texts of the files"] = len(set(texts.values()))
     for answer in load.answers:
         counts[f"answers {answer.status}" + (" by digest" if answer.asked else "")] += 1
-    counts["versions in the store"] = sum(len(history.versions) for history in load.histories.values())
+    counts["versions in the store"] = sum(len(history.stored()) for history in load.histories.values())
     return counts, complaints
 
 

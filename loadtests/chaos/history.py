@@ -10,7 +10,7 @@ LAG_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A write that is in the store: it took effect at some moment from `sent_s` to `done_s`. digest None: a delete."""
+    """A write that took effect in the store, at some moment from `sent_s` to `done_s`. digest None: a delete."""
 
     generation: int
     digest: str | None
@@ -51,8 +51,12 @@ class History:
 
     def since_delete(self) -> list[Version]:
         """The versions that clients can still name."""
+        return [version for version in self.stored() if version.digest is not None]
+
+    def stored(self) -> list[Version]:
+        """The versions that are left in the store: from the last delete on."""
         deletes = [i for i, version in enumerate(self.versions) if version.digest is None]
-        return self.versions[deletes[-1] + 1 :] if deletes else list(self.versions)
+        return self.versions[deletes[-1] if deletes else 0 :]
 
     def add(self, digest: str | None, replica: int, sent_s: float, done_s: float) -> None:
         self.versions.append(Version(self.next_generation, digest, replica, sent_s, done_s))
@@ -103,7 +107,7 @@ class History:
 
 def differences(history: History, stored: Sequence[tuple[int, str | None]]) -> list[str]:
     """Between what was acknowledged and what the store holds: (generation, digest) of each version."""
-    wanted = [(version.generation, version.digest) for version in history.versions]
+    wanted = [(version.generation, version.digest) for version in history.stored()]
     if list(stored) == wanted:
         return []
     lost = [
@@ -111,5 +115,5 @@ def differences(history: History, stored: Sequence[tuple[int, str | None]]) -> l
         for generation, digest in wanted
         if (generation, digest) not in stored
     ]
-    more = [f"never acknowledged: generation {g} at {d}" for g, d in stored if (g, d) not in wanted]
+    more = [f"never acknowledged, or erased: generation {g} at {d}" for g, d in stored if (g, d) not in wanted]
     return [*lost, *more]

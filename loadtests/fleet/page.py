@@ -54,8 +54,9 @@ arena never breaks: a miss costs one copy of some kilobytes.
 
 {_sizes(store)}
 
-Every replacement of a task adds a version of the same size, and nothing is ever removed. A roll-back and a delete add
-a row without a file.
+Every replacement of a task adds a version of the same size, which stays until the task is deleted, for a roll-back may
+go back to it. A roll-back adds a row without a file. A delete leaves one row of the task, and no file that no other
+task has; PostgreSQL uses the room again after its autovacuum.
 
 ## PostgreSQL: load
 Measured, one client; milliseconds are medians and quartiles of the whole call, the last column is the processor time
@@ -180,7 +181,7 @@ def _limits(store: Mapping[str, Any]) -> str:
         (
             "PostgreSQL's disk",
             "measured and computed, below",
-            "versions are kept for ever: size it by uploads, not by tasks",
+            "versions are kept until their task is deleted: size it by uploads, not by tasks",
         ),
     ]
     return table(["what", "how known", "reached at"], rows)

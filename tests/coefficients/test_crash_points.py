@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from onebasis.coefficients.store import TaskStore
+from onebasis.coefficients.tables import FILES, VERSIONS
 from onebasis.core.errors import TaskNotFound
 from onebasis.core.ids import digest_of
 from onebasis.storage.database import Database
@@ -35,7 +37,7 @@ def history(registry, name: str) -> list[str]:
     except TaskNotFound:
         return []
     for version in versions:
-        assert digest_of(registry.content(name, version.digest)) == version.digest
+        assert digest_of(registry.content(name, version.digest)[1]) == version.digest
     return [version.digest for version in reversed(versions)]
 
 
@@ -67,6 +69,9 @@ def test_a_write_that_is_killed_anywhere_is_there_or_not_and_never_lost_once_ack
     n_points = outcomes.index(True)
     assert n_points > 8, "deaths before the commit"
     assert any((tmp_path / f"acknowledged-{n}").exists() for n in range(N_MOST))
-    assert registry.content("other") == OTHER
+    assert registry.content("other")[1] == OTHER
     registry.register("other", first_file(0))  # no lock is left behind
+    with database.reading() as connection:
+        named = set(connection.execute(select(VERSIONS.c.digest).where(VERSIONS.c.digest.is_not(None))).scalars())
+        assert set(connection.execute(select(FILES.c.digest)).scalars()) == named, "no file is left that nobody names"
     database.close()

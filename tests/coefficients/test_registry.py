@@ -51,7 +51,7 @@ def test_a_registered_task_is_all_there(registry):
     assert (task.name, task.digest, task.generation) == ("plural", digest_of(ONE), 1)
     assert (task.created_at, task.size_bytes, task.form, task.k) == (1234, len(ONE), "core", None)
     assert (task.state, task.reason, task.provenance) == ("ready", None, {"score": 0.5})
-    assert registry.content("plural") == ONE
+    assert registry.content("plural") == (digest_of(ONE), ONE)
     resolved = registry.resolve("plural")
     assert (resolved.name, resolved.coefficients) == ("plural", task.coefficients)
 

@@ -6,8 +6,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import select
 
+from onebasis.coefficients import tables
 from onebasis.coefficients.blend import Blends
 from onebasis.coefficients.preconditions import ANY, Precondition
 from onebasis.coefficients.store import TaskStore
@@ -182,6 +191,19 @@ class RegistryMachine(RuleBasedStateMachine):
         cores = [registry.resolve(name).coefficients.flat_cores().astype(np.float64) for name, _ in parts]
         found = Blends(registry, BASIS).resolve(parts).coefficients.flat_cores()
         np.testing.assert_array_equal(found, (cores[0] + weight * cores[1]).astype(np.float32))
+
+    @invariant()
+    def nothing_is_kept_that_no_client_can_name(self):
+        """Tombstones aside. Other runs of the machine have left their tasks in the store."""
+        with self._databases[0].reading() as connection:
+            wanted = (tables.VERSIONS.c[column] for column in ("name", "generation", "digest"))
+            stored = connection.execute(select(*wanted)).all()
+            files = set(connection.execute(select(tables.FILES.c.digest)).scalars())
+        assert files == {digest for _, _, digest in stored if digest is not None}
+        for name, expected in self._expected.items():
+            found = [digest for at, _, digest in sorted(stored) if at == self._at(name)]
+            n_kept = len(expected.since_delete())
+            assert found == expected.versions[max(0, len(expected.versions) - n_kept - 1) :]
 
     @rule(replica=REPLICAS)
     def restart(self, replica):

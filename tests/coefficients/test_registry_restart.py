@@ -82,7 +82,7 @@ def test_a_damaged_task_is_listed_kept_and_stops_nothing(registry, store, databa
         with pytest.raises(TaskUnusable, match=reason) as caught:
             again.resolve(model)
         assert caught.value.code == "task_unusable"
-    assert again.content("bad") == wrong
+    assert again.content("bad") == (digest_of(TWO), wrong)
     assert again.register("bad", ONE).replaced
     assert again.get("bad").state == "ready"
 
@@ -106,7 +106,7 @@ def test_tasks_that_do_not_fit_the_new_start_wait_for_a_better_one(registry, sto
     else:
         with pytest.raises(TaskUnusable, match=reason):
             other.resolve("a")
-    assert other.content("a") == ONE
+    assert other.content("a") == (digest_of(ONE), ONE)
     assert started(store, BASIS).get("a").state == "ready"
 
 

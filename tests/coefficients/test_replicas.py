@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url, text
 
+from onebasis.coefficients.blend import Blends
 from onebasis.coefficients.follower import Follower
 from onebasis.coefficients.preconditions import Precondition
 from onebasis.coefficients.store import TaskStore
-from onebasis.core.errors import ModelNotFound, PreconditionFailed, StoreUnavailable, TaskNotFound
+from onebasis.core.errors import (
+    ModelNotFound,
+    PreconditionFailed,
+    StoreUnavailable,
+    TaskNotFound,
+    VersionNotFound,
+)
 from onebasis.core.ids import digest_of
 from onebasis.storage.database import Database
 from tests.coefficients.builders import basis_spec, coefficients, started
@@ -30,6 +37,7 @@ class CountedStore(TaskStore):
         self.may_read = threading.Event()
         self.may_read.set()
         self.is_reading = threading.Event()
+        self.before_bodies = lambda: None
 
     def changes(self, since):
         self.n_changes_read += 1
@@ -39,6 +47,7 @@ class CountedStore(TaskStore):
 
     def bodies(self, digests):
         self.n_bodies_read += len(digests)
+        self.before_bodies()
         return super().bodies(digests)
 
 
@@ -105,7 +114,7 @@ def test_an_unknown_name_is_looked_for_in_the_store(replicas):
     one.register("b", TWO)
     assert two.get("b").digest == digest_of(TWO)
     one.register("c", THREE)
-    assert two.content("c") == THREE
+    assert two.content("c") == (digest_of(THREE), THREE)
     one.register("d", ONE)
     assert two.delete("d").digest == digest_of(ONE), "a delete asks the store alone"
     with pytest.raises(TaskNotFound):
@@ -123,6 +132,81 @@ def test_an_unknown_version_is_looked_for_in_the_store(replicas):
     assert two.get("a").digest == digest_of(ONE)
     assert two.resolve(f"a@{digest_of(TWO)}").coefficients.digest == digest_of(TWO)
     assert two.roll_back("a", digest_of(ONE)).task.generation == 4
+
+
+@pytest.fixture
+def lagging(replicas):
+    """The second replica knows a task at its third version, and its history; the first one has just deleted it."""
+    one, two = replicas
+    for data in (ONE, TWO, THREE):
+        one.register("a", data)
+    two.follow()
+    assert two.resolve(f"a@{digest_of(TWO)}").coefficients.digest == digest_of(TWO)
+    one.delete("a")
+    return replicas
+
+
+def test_a_replica_that_lags_serves_on_from_memory_what_another_has_deleted(lagging):
+    _, two = lagging
+    assert two.resolve("a").coefficients.digest == digest_of(THREE)
+    assert two.resolve(f"a@{digest_of(TWO)}").coefficients.digest == digest_of(TWO)
+
+
+def test_a_version_whose_bytes_another_replica_has_erased_is_not_found(lagging):
+    _, two = lagging
+    with pytest.raises(ModelNotFound):
+        two.resolve(f"a@{digest_of(ONE)}")
+    with pytest.raises(ModelNotFound) as caught:
+        Blends(two, BASIS).resolve([("a", 1.0), (f"a@{digest_of(ONE)}", 1.0)])
+    assert caught.value.param == "blend"
+
+
+def test_the_content_of_a_task_is_the_store_s_however_old_the_memory(lagging):
+    one, two = lagging
+    for digest in (None, digest_of(ONE), digest_of(THREE)):
+        with pytest.raises(TaskNotFound):
+            two.content("a", digest)
+    one.register("a", TWO)
+    assert two.get("a").digest == digest_of(THREE), "its memory is old"
+    assert two.content("a") == (digest_of(TWO), TWO)
+    for digest in (digest_of(ONE), digest_of(THREE)):
+        with pytest.raises(VersionNotFound):
+            two.content("a", digest)
+
+
+def test_a_roll_back_to_a_version_that_is_deleted_meanwhile_finds_no_task(replicas, stores, monkeypatch):
+    one, two = replicas
+    one.register("a", ONE)
+    one.register("a", TWO)
+
+    def digests(*args):
+        found = TaskStore.digests(stores[1], *args)
+        one.delete("a")
+        return found
+
+    monkeypatch.setattr(stores[1], "digests", digests)
+    with pytest.raises(TaskNotFound):
+        two.roll_back("a", digest_of(ONE))
+
+
+def test_what_is_deleted_while_a_replica_reads_it_is_unknown_there_and_looked_for(replicas, stores):
+    one, two = replicas
+    one.register("gone", ONE)
+    one.register("back", TWO)
+
+    def delete_both() -> None:
+        stores[1].before_bodies = lambda: None
+        one.delete("gone")
+        one.delete("back")
+        one.register("back", THREE)
+
+    stores[1].before_bodies = delete_both
+    two.follow()
+    assert state(two) == []
+    assert two.resolve("back").coefficients.digest == digest_of(THREE)
+    with pytest.raises(ModelNotFound):
+        two.resolve("gone")
+    assert state(two) == state(one)
 
 
 def test_uploads_and_files_that_are_in_use_are_not_read_from_the_store(replicas, stores):
@@ -285,4 +369,8 @@ def test_one_file_that_sqlite_itself_can_not_read_stops_nothing(sqlite_url):
     registry = started(TaskStore(database), BASIS)
     assert [(name, is_ready) for name, *_, is_ready in state(registry)] == [("broken", "unusable"), ("whole", "ready")]
     assert "malformed" in registry.get("broken").reason
+    registry.delete("broken")
+    assert [name for name, *_ in state(registry)] == ["whole"]
+    assert registry.register("broken", ONE).task.generation == 3
+    assert [version.generation for version in registry.versions("broken", 9)] == [3]
     database.close()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
@@ -14,10 +15,13 @@ from onebasis.coefficients.preconditions import ANY, NO_PRECONDITION, Preconditi
 from onebasis.coefficients.store import StoredVersion, TaskStore, Written
 from onebasis.core.errors import PreconditionFailed, StoreUnavailable, TaskNotFound, VersionNotFound
 from onebasis.core.ids import SHARED, digest_of
+from onebasis.identity.caller import Caller, Scope
+from onebasis.identity.quota import Quota
 from onebasis.storage.database import Database
 
 NEW = Precondition(if_none_match=(ANY,))
-ONE, TWO = b"one", b"second"
+ONE, TWO, THREE = b"one", b"second", b"the third"
+ACME = Caller(key_id="key-acme", tenant="acme", scopes=frozenset({Scope.REGISTER}), request_id="req-1")
 
 
 @pytest.fixture
@@ -114,6 +118,94 @@ def test_pointing_back_obeys_conditions_and_finds_only_versions_of_this_task(sto
     with pytest.raises(VersionNotFound):
         store.point("a", digest_of(ONE), now=1)
     assert n_versions(store) == 5
+
+
+def kept(database):
+    """What takes room: the versions by owner, name and generation, and the files."""
+    with database.reading() as connection:
+        versions = connection.execute(text("SELECT owner, name, generation, digest FROM task_versions")).all()
+        files = connection.execute(text("SELECT digest FROM coefficient_files")).scalars()
+        return sorted(map(tuple, versions)), set(files)
+
+
+def test_a_delete_erases_what_nobody_can_name_any_more(store, database):
+    for data in (ONE, TWO, THREE, TWO):
+        put(store, "a", data)
+    put(store, "b", THREE)
+    put(store, "b", ONE)
+    store.put("a", TWO, digest_of(TWO), now=1, author=ACME)
+    b_and_acme = [("", "b", 1, digest_of(THREE)), ("", "b", 2, digest_of(ONE)), ("acme", "a", 1, digest_of(TWO))]
+    store.delete("a", now=200)
+    assert kept(database) == ([("", "a", 5, None), *b_and_acme], {digest_of(ONE), digest_of(TWO), digest_of(THREE)})
+    store.delete("b", now=200)
+    assert kept(database)[1] == {digest_of(TWO)}
+    store.delete("a", now=200, author=ACME)
+    assert kept(database) == ([("", "a", 5, None), ("", "b", 3, None), ("acme", "a", 2, None)], set())
+    with pytest.raises(KeyError):
+        store.body(digest_of(TWO))
+
+    assert put(store, "a", ONE).version.generation == 6
+    assert store.body(digest_of(ONE)) == ONE
+    store.delete("a", now=300)
+    assert kept(database) == ([("", "a", 7, None), ("", "b", 3, None), ("acme", "a", 2, None)], set())
+
+
+def test_what_an_older_server_left_behind_a_tombstone_is_not_named_and_goes_with_the_next_delete(store, database):
+    acme = replace(ACME, quota=Quota(bytes=len(TWO)))
+    store.put("a", ONE, digest_of(ONE), now=1, author=acme)
+    with database.writing() as connection:
+        connection.execute(text("INSERT INTO task_versions VALUES ('acme', 'a', 2, NULL, 1, 2, '{}')"))
+    store.put("a", TWO, digest_of(TWO), now=1, author=acme)
+    assert store.digests("a", "acme") == {digest_of(TWO)}
+    assert [version.generation for version in store.versions("a", 9, owner="acme")] == [3]
+    with pytest.raises(VersionNotFound):
+        store.content("a", digest_of(ONE), "acme")
+    with pytest.raises(VersionNotFound):
+        store.point("a", digest_of(ONE), now=1, author=acme)
+    store.delete("a", now=1, author=acme)
+    assert kept(database) == ([("acme", "a", 4, None)], set())
+
+
+def test_uploads_and_deletes_by_turns_take_no_room(store, database):
+    store.put("kept", ONE, digest_of(ONE), now=1, author=ACME)
+    for i in range(20):
+        data = b"%d" % i * 1000
+        store.put("a", data, digest_of(data), now=1, author=ACME)
+        store.delete("a", now=2, author=ACME)
+    assert kept(database) == ([("acme", "a", 40, None), ("acme", "kept", 1, digest_of(ONE))], {digest_of(ONE)})
+
+
+def test_a_follower_that_lags_still_learns_of_a_delete(store):
+    put(store, "a", ONE)
+    put(store, "b", ONE)
+    mark = store.changes(None).mark
+    put(store, "a", TWO)
+    store.delete("a", now=1)
+    put(store, "b", TWO)
+    store.delete("b", now=1)
+    again = put(store, "b", THREE)
+    assert by_name(store.changes(mark).tasks) == {"a": None, "b": again.version}
+    assert store.changes(mark).mark.change == again.version.change == 7
+
+
+def test_content_is_of_the_version_that_is_named(store):
+    put(store, "a", ONE)
+    put(store, "a", TWO)
+    put(store, "b", THREE)
+    assert store.content("a") == (digest_of(TWO), TWO)
+    assert store.content("a", digest_of(ONE)) == (digest_of(ONE), ONE)
+    with pytest.raises(VersionNotFound):
+        store.content("a", digest_of(THREE))
+    for name, owner in (("c", SHARED), ("a", "acme")):
+        with pytest.raises(TaskNotFound):
+            store.content(name, owner=owner)
+    store.delete("a", now=1)
+    with pytest.raises(TaskNotFound):
+        store.content("a", digest_of(ONE))
+    put(store, "b", ONE)
+    put(store, "a", THREE)
+    with pytest.raises(VersionNotFound):
+        store.content("a", digest_of(ONE))
 
 
 def test_two_tasks_may_share_one_file(store, database):

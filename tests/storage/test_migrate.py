@@ -1,5 +1,7 @@
 """Schemas of earlier programs are brought up to date with everything in them; those of later ones are left alone."""
 
+from pathlib import Path
+
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -8,8 +10,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, make_url, text
 
 from onebasis.coefficients import store, tables
-from onebasis.core.errors import InvalidStore
-from onebasis.core.ids import SHARED
+from onebasis.core.errors import InvalidStore, TaskNotFound
+from onebasis.core.ids import SHARED, digest_of
 from onebasis.identity.tables import METADATA
 from onebasis.storage import migrate
 from onebasis.storage.database import Database
@@ -95,6 +97,58 @@ def test_a_database_of_version_0_1_0_is_adopted_without_loss(old, store_url):
     database.close()
     assert revision_of(old) == scripts().get_current_head()
     Database(store_url).close()
+
+
+def test_what_was_deleted_before_is_erased_and_what_was_replaced_is_kept(old, store_url):
+    execute(
+        old,
+        """
+        INSERT INTO coefficient_files SELECT 'sha256:3', size_bytes, body, 12 FROM coefficient_files LIMIT 1;
+        INSERT INTO coefficient_files SELECT 'sha256:4', size_bytes, body, 12 FROM coefficient_files LIMIT 1;
+        INSERT INTO task_versions VALUES
+            ('a', 4, 'sha256:1', 14),
+            ('c', 1, 'sha256:3', 14), ('c', 2, NULL, 15), ('c', 3, 'sha256:2', 16), ('c', 4, NULL, 17),
+            ('d', 1, 'sha256:4', 18), ('d', 2, 'sha256:1', 19)
+        """,
+    )
+    Database(store_url).close()
+    with old.connect() as connection:
+        files = connection.execute(text("SELECT digest FROM coefficient_files ORDER BY digest")).scalars().all()
+        wanted = text("SELECT name, generation, digest FROM task_versions ORDER BY name, generation")
+        versions = connection.execute(wanted)
+        assert files == ["sha256:1", "sha256:2", "sha256:4"]
+        assert [tuple(version) for version in versions] == [
+            *(("a", 2, None), ("a", 3, "sha256:2"), ("a", 4, "sha256:1")),
+            ("b", 1, "sha256:1"),
+            ("c", 4, None),
+            *(("d", 1, "sha256:4"), ("d", 2, "sha256:1")),
+        ]
+
+
+def test_a_deleted_file_that_sqlite_can_not_read_stops_no_migration(sqlite_url):
+    """A page of its body points to nowhere, as after a fault of the disk."""
+    broken = b"broken" * 4000
+    database = Database(sqlite_url)
+    store.TaskStore(database).put("task", broken, digest_of(broken), now=1)
+    store.TaskStore(database).put("whole", b"whole", digest_of(b"whole"), now=1)
+    with database.writing() as connection:
+        for statement in (
+            "INSERT INTO task_versions VALUES ('', 'task', 2, NULL, 1, 3, '{}')",
+            "DROP INDEX ix_task_versions_digest",
+            "UPDATE alembic_version SET version_num = '0003'",
+        ):
+            connection.execute(text(statement))
+    database.close()
+    path = Path(make_url(sqlite_url).database)
+    data = bytearray(path.read_bytes())
+    start = next(i for i in range(0, len(data), 4096) if bytes(data[i + 4 : i + 4096]) in broken)
+    data[start : start + 4] = b"\xff\xff\xff\xff"  # the number of the next page
+    path.write_bytes(data)
+    database = Database(sqlite_url)
+    assert store.TaskStore(database).content("whole") == (digest_of(b"whole"), b"whole")
+    with pytest.raises(TaskNotFound):
+        store.TaskStore(database).content("task")
+    database.close()
 
 
 def test_a_migration_that_fails_leaves_the_database_as_it_was(old, store_url, monkeypatch):

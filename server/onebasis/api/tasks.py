@@ -118,8 +118,8 @@ def task_content(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The exact bytes that were uploaded, of any version that the task has had since it was last deleted."""
-    found = services.registry.get(name, caller.tenant).digest if digest is None else parse_digest(digest)
-    data = services.registry.content(name, found, caller.tenant)
+    wanted = None if digest is None else parse_digest(digest)
+    found, data = services.registry.content(name, wanted, caller.tenant)
     unchanged = not_modified(if_none_match, found)
     return unchanged or Response(data, media_type="application/octet-stream", headers=etag(found))
 

@@ -65,18 +65,22 @@ class Library:
         """One stored file; the last few that were asked for are kept.
 
         Raises:
+            KeyError: no version names it any more.
             NoBasis, CoefficientError: it can't serve.
             StoreUnavailable, StoreDamaged: its bytes can't be read.
         """
         return self._in_use.get(digest) or self._recently_used(digest)
 
     def bind_all(self, digests: Collection[Digest]) -> Mapping[Digest, Binding]:
-        """All of these stored files; one that can't serve stops nothing. Raises StoreUnavailable."""
+        """All of these files that some version still names; one that can't serve stops nothing.
+
+        Raises:
+            StoreUnavailable.
+        """
         found = {digest: self._bound(digest) for digest in digests}
         for digest, data in self._store.bodies([digest for digest, binding in found.items() if binding is None]):
             found[digest] = self._binding(digest, data)
-        missing = Binding(None, None, reason="its bytes are not in the store")
-        return {digest: binding or missing for digest, binding in found.items()}
+        return {digest: binding for digest, binding in found.items() if binding is not None}
 
     def _bound(self, digest: Digest) -> Binding | None:
         coefficients = self._in_use.get(digest)

@@ -22,6 +22,7 @@ from onebasis.core.errors import (
     InvalidTaskName,
     ModelNotFound,
     NoBasis,
+    RequestError,
     ReservedTaskName,
     StoreDamaged,
     StoreUnavailable,
@@ -55,7 +56,8 @@ class Registration:
 class TaskRegistry:
     """Any thread. Writers of all replicas meet in the store alone; `follow` brings what they did to this memory.
 
-    Invariant, under `_lock`: `_catalog` is the store as it was at `_mark`. Readers take no lock.
+    Invariant, under `_lock`: `_catalog` is the store as it was at `_mark`, perhaps without tasks that have been deleted
+    since. Readers take no lock.
 
     Args:
         residual_limits: what a task's residual may have; None for any that the basis's sites can have.
@@ -165,7 +167,7 @@ class TaskRegistry:
         if digest not in known:
             self._check_owned(name, author)
             raise VersionNotFound(name, digest) if known else TaskNotFound(name)  # the memory may be older
-        coefficients = self._usable(name, digest)
+        coefficients = self._usable(name, digest, gone=TaskNotFound(name))
         written = self._store.point(name, digest, author=author, now=int(self._clock()), precondition=precondition)
         return self._registration(written, Binding(coefficients.file, coefficients, reason=None))
 
@@ -212,16 +214,17 @@ class TaskRegistry:
                 return self._store.versions(name, limit, before, owner=tenant)
         return self._store.versions(name, limit, before)
 
-    def content(self, name: str, digest: Digest | None = None, tenant: str | None = None) -> bytes:
-        """The exact bytes of a version, by default the current one.
+    def content(self, name: str, digest: Digest | None = None, tenant: str | None = None) -> tuple[Digest, bytes]:
+        """The digest and the exact bytes of a version, by default the current one.
 
         Raises:
             TaskNotFound, VersionNotFound, StoreUnavailable, StoreDamaged.
         """
-        task = self.get(name, tenant)
-        if digest not in (None, task.digest) and digest not in self._store.digests(name, task.key.owner):
-            raise VersionNotFound(name, digest or "")
-        return self._store.body(digest or task.digest)
+        self._check_spelling(name)
+        if tenant is not None:
+            with suppress(TaskNotFound):
+                return self._store.content(name, digest, owner=tenant)
+        return self._store.content(name, digest)
 
     def resolve(self, model: str, tenant: str | None = None) -> ResolvedTask | None:
         """What a request's `model` means now: None for the base, a task, or `task@digest` for one of its versions.
@@ -259,11 +262,12 @@ class TaskRegistry:
         )
 
     def _read_changes(self) -> None:
-        """Under the lock."""
+        """Under the lock. What is deleted before its file is read is left out: it will be looked for, and not found."""
         changes = self._store.changes(self._mark)
         live = [version for version in changes.tasks.values() if version is not None]
         bindings = self._library.bind_all([version.digest for version in live])
-        tasks = {version.key: self._registered(version, bindings[version.digest]) for version in live}
+        found = [version for version in live if version.digest in bindings]
+        tasks = {version.key: self._registered(version, bindings[version.digest]) for version in found}
         if changes.is_whole:
             self._catalog.replace_all(tasks)
         else:
@@ -312,15 +316,18 @@ class TaskRegistry:
             now = self._catalog.get(task.key)
             if now is None or wanted not in self._history(now.key, now.generation):
                 raise ModelNotFound(model)
-        return self._usable(model, wanted)
+        return self._usable(model, wanted, gone=ModelNotFound(model))
 
     def _read_history(self, key: TaskKey, _generation: int) -> frozenset[Digest]:
         """The digests that a task has had; what they are is asked anew when the memory has a new generation."""
         return self._store.digests(key.name, key.owner)
 
-    def _usable(self, shown: str, digest: Digest) -> BoundCoefficients:
+    def _usable(self, shown: str, digest: Digest, *, gone: RequestError) -> BoundCoefficients:
+        """`gone`: what to raise if its bytes are, because the task has been deleted meanwhile."""
         try:
             return self._library.bind_version(digest)
+        except KeyError:
+            raise gone from None
         except (CoefficientError, NoBasis, StoreDamaged) as error:
             raise TaskUnusable(shown, str(error)) from error
 

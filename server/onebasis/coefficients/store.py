@@ -1,14 +1,17 @@
-"""Tasks in SQL. Append-only: a replacement, a roll-back and a delete are each one more version of the task.
+"""Tasks in SQL. A replacement, a roll-back and a delete are each one more version of the task, the last a tombstone.
 
-Every version has a change number. They are given in the order of the commits, without gaps, because writers come
-one after another; so "what is new since change n" is one range of an index, and misses nothing.
+Versions are appended and never changed. A delete alone removes some: those before its tombstone, which no client can
+name any more, and the files of theirs that no other version names.
+
+Every version has a change number. They are given in the order of the commits, because writers come one after another;
+so "what is new since change n" is one range of an index, and misses nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, insert, select, update
 
 from onebasis.coefficients.preconditions import NO_PRECONDITION, Precondition
 from onebasis.coefficients.tables import FILES, HISTORY, VERSIONS
@@ -134,8 +137,7 @@ class TaskStore:
             if current.digest is None:
                 raise TaskNotFound(name)
             precondition.check(current.digest)
-            since = _first_generation(connection, key)
-            found = _is_of(key) & (VERSIONS.c.digest == digest) & (VERSIONS.c.generation >= since)
+            found = _is_nameable(connection, key) & (VERSIONS.c.digest == digest)
             generation = connection.execute(select(func.max(VERSIONS.c.generation)).where(found)).scalar_one()
             if generation is None:
                 raise VersionNotFound(name, digest)
@@ -149,15 +151,30 @@ class TaskStore:
     def delete(
         self, name: str, *, now: int, author: Caller = OPERATOR, precondition: Precondition = NO_PRECONDITION
     ) -> StoredVersion:
-        """Append a tombstone. Returns the version that was current. Raises TaskNotFound, PreconditionFailed."""
-        key = TaskKey(author.owner, name)
+        """Append a tombstone and erase what is older. Returns the version that was current.
+
+        What the disk has damaged can't be erased either: then the tombstone has to do, until the name's next delete.
+
+        Raises:
+            TaskNotFound, PreconditionFailed: nothing was written.
+        """
+        try:
+            return self._delete(TaskKey(author.owner, name), now, author, precondition, is_erased=True)
+        except StoreDamaged:
+            return self._delete(TaskKey(author.owner, name), now, author, precondition, is_erased=False)
+
+    def _delete(
+        self, key: TaskKey, now: int, author: Caller, precondition: Precondition, *, is_erased: bool
+    ) -> StoredVersion:
         with self._database.writing() as connection:
             current = _latest(connection, key)
             if current.digest is None:
-                raise TaskNotFound(name)
+                raise TaskNotFound(key.name)
             precondition.check(current.digest)
             version = _one_version(connection, key, current.generation)
             _insert(connection, key, current.generation + 1, None, {}, now)
+            if is_erased:
+                _erase(connection, key, current.generation)
             record(connection, author, _change(Action.TASK_DELETE, version), now)
             return version
 
@@ -177,15 +194,36 @@ class TaskStore:
         return Changes(Mark(epoch, last), tasks, is_whole=False)
 
     def body(self, digest: Digest) -> bytes:
-        """The exact bytes of a file. Raises KeyError if it was never stored, StoreDamaged if it can't be read."""
+        """The exact bytes of a file. Raises KeyError if no version names it, StoreDamaged if it can't be read."""
         with self._database.reading() as connection:
             row = connection.execute(select(FILES.c.body).where(FILES.c.digest == digest)).first()
         if row is None:
             raise KeyError(digest)
         return bytes(row.body)
 
+    def content(self, name: str, digest: Digest | None = None, owner: str = SHARED) -> tuple[Digest, bytes]:
+        """The digest and the exact bytes of a version, by default the current one.
+
+        Raises:
+            TaskNotFound, VersionNotFound; StoreDamaged if they can't be read.
+        """
+        key = TaskKey(owner, name)
+        with self._database.reading() as connection:
+            current = _latest(connection, key).digest
+            if current is None:
+                raise TaskNotFound(name)
+            wanted = digest or current
+            found = _is_nameable(connection, key) & (VERSIONS.c.digest == wanted)
+            row = connection.execute(select(FILES.c.body).join(VERSIONS).where(found).limit(1)).first()
+        if row is None:
+            raise VersionNotFound(name, wanted)
+        return wanted, bytes(row.body)
+
     def bodies(self, digests: Sequence[Digest]) -> Iterator[tuple[Digest, bytes | StoreDamaged]]:
-        """The bytes of many files, some at a time. What can't be read does not keep the others from it."""
+        """The bytes of many files, some at a time, without those that no version names any more when it comes to them.
+
+        What can't be read does not keep the others from it.
+        """
         for start in range(0, len(digests), _N_BODIES_AT_ONCE):
             some = digests[start : start + _N_BODIES_AT_ONCE]
             try:
@@ -209,7 +247,7 @@ class TaskStore:
         with self._database.reading() as connection:
             if _latest(connection, key).digest is None:
                 raise TaskNotFound(name)
-            found = _is_of(key) & (VERSIONS.c.generation >= _first_generation(connection, key))
+            found = _is_nameable(connection, key)
             if before is not None:
                 found &= VERSIONS.c.generation < before
             asked = select(*_VERSION_COLUMNS).join(FILES).where(found)
@@ -220,8 +258,8 @@ class TaskStore:
         """All files that the task has had since it was last deleted; none if there is no such task."""
         key = TaskKey(owner, name)
         with self._database.reading() as connection:
-            found = _is_of(key) & (VERSIONS.c.generation >= _first_generation(connection, key))
-            return frozenset(connection.execute(select(VERSIONS.c.digest).distinct().where(found)).scalars())
+            found = select(VERSIONS.c.digest).distinct().where(_is_nameable(connection, key))
+            return frozenset(connection.execute(found).scalars())
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,11 +303,15 @@ def _live(connection: Connection) -> dict[TaskKey, StoredVersion]:
     return {version.key: version for version in versions}
 
 
-def _first_generation(connection: Connection, key: TaskKey) -> int:
-    """The first one that is not older than a delete."""
+def _is_nameable(connection: Connection, key: TaskKey) -> ColumnElement[bool]:
+    """A version of this name since it was last deleted.
+
+    There are older ones where a damaged file could not be erased, and where a server of before revision 0004 of the
+    schema has deleted while the fleet was updated.
+    """
     tombstones = _is_of(key) & VERSIONS.c.digest.is_(None)
     last = connection.execute(select(func.max(VERSIONS.c.generation)).where(tombstones)).scalar_one()
-    return (last or 0) + 1
+    return _is_of(key) & (VERSIONS.c.generation > (last or 0))
 
 
 def _one_version(connection: Connection, key: TaskKey, generation: int) -> StoredVersion:
@@ -292,3 +334,14 @@ def _insert(
     last = connection.execute(select(func.max(VERSIONS.c.change))).scalar_one()
     row = {**key._asdict(), "generation": generation, "digest": digest, "metadata": dict(metadata)}
     connection.execute(insert(VERSIONS).values(row | {"created_at": now, "change": (last or 0) + 1}))
+
+
+def _erase(connection: Connection, key: TaskKey, last: int) -> None:
+    """Remove the versions of a name up to a generation, and those of their files that no version of anybody's names."""
+    gone = _is_of(key) & (VERSIONS.c.generation <= last)
+    named = select(VERSIONS.c.digest).distinct().where(gone, VERSIONS.c.digest.is_not(None))
+    digests = connection.execute(named).scalars().all()
+    connection.execute(delete(VERSIONS).where(gone))
+    is_named = select(VERSIONS.c.digest).where(VERSIONS.c.digest == FILES.c.digest).exists()
+    unnamed = delete(FILES).where(FILES.c.digest == bindparam("gone"), ~is_named)
+    connection.execute(unnamed, [{"gone": digest} for digest in digests])

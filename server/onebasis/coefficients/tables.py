@@ -19,7 +19,7 @@ VERSIONS: Final = Table(
     Column("owner", String(128), primary_key=True),  # a tenant, or SHARED
     Column("name", String(128), primary_key=True),
     Column("generation", Integer, primary_key=True, autoincrement=False),
-    Column("digest", ForeignKey("coefficient_files.digest")),  # NULL: a tombstone
+    Column("digest", ForeignKey("coefficient_files.digest"), index=True),  # NULL: a tombstone
     Column("created_at", BigInteger, nullable=False),
     Column("change", BigInteger, nullable=False, unique=True),
     Column("metadata", JSON, nullable=False),  # of names to texts

@@ -82,7 +82,7 @@ class SnapshotCollector(Collector):
 def _entries(engine: EngineSnapshot, registry: RegistrySnapshot) -> Iterator[GaugeMetricFamily]:
     entries = GaugeMetricFamily(
         "onebasis_task_registry_entries",
-        "Versions of tasks: registered, not current any more (retired); of the tasks, those in the batch (active).",
+        "Versions of tasks: registered, replaced or deleted (retired); of the tasks, those in the batch (active).",
         labels=["state"],
     )
     entries.add_metric(["registered"], registry.n_registered)

@@ -36,7 +36,7 @@ class RegistrySnapshot:
     """The task registry: counts that it keeps, so reading them is O(1)."""
 
     n_registered: int = 0
-    n_retired: int = 0  # versions that are not current, tombstones included
+    n_retired: int = 0  # versions that have been replaced or deleted, and tombstones, ever
     size_bytes: int = 0  # of the current versions' files
     age_s: float = field(default=0.0, compare=False)  # since it was last compared with the store
 
