@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from onebasis.cli import app
 from onebasis.coefficients.backup import back_up, restore
 from onebasis.coefficients.store import FILES, VERSIONS, TaskStore
-from onebasis.core.errors import InvalidBackup, StoreNotEmpty
+from onebasis.core.errors import InvalidBackup, ModelNotFound, StoreNotEmpty
 from onebasis.core.ids import SHARED, TaskKey, digest_of
 from onebasis.identity.audit import AuditLog
 from onebasis.identity.caller import Scope
@@ -23,6 +23,8 @@ from tests.identity.builders import ADMIN
 
 BASIS = basis_spec()
 ONE, TWO = (coefficients(BASIS, seed=seed) for seed in range(2))
+OLD = [coefficients(BASIS, seed=seed) for seed in range(10, 14)]
+NEW = [coefficients(BASIS, seed=seed) for seed in range(20, 22)]
 THREE = coefficients(BASIS, seed=2, residual={BASIS.sites[0].name: random_residual(BASIS.sites[0])})
 
 
@@ -155,6 +157,52 @@ def test_a_running_registry_notices_that_its_own_store_went_back_to_a_backup(reg
     restore(tmp_path / "backup", database, replace=True)
     registry.register("other", TWO)  # as many changes as it knows of
     assert [task.name for task in registry.page(9).tasks] == ["a", "b", "other"]
+
+
+@pytest.fixture
+def went_back(database, tmp_path):
+    """A registry that was asked for the third of a task's four versions, and what takes it back to the second."""
+    registry = started(TaskStore(database), BASIS)
+    for n, data in enumerate(OLD):
+        if n == 2:
+            back_up(database, tmp_path / "earlier")
+        registry.register("t", data)
+    assert registry.resolve(f"t@{digest_of(OLD[2])}").coefficients.digest == digest_of(OLD[2])
+    return registry, lambda: restore(tmp_path / "earlier", database, replace=True)
+
+
+def test_after_a_restore_a_version_is_looked_for_in_the_history_that_is_there_now(went_back):
+    registry, go_back = went_back
+    go_back()
+    for data in NEW:
+        registry.register("t", data)
+    assert registry.get("t").generation == len(OLD), "the generation at which the old history was read"
+    for gone in OLD[2:]:
+        with pytest.raises(ModelNotFound):
+            registry.resolve(f"t@{digest_of(gone)}")
+    for data in (*OLD[:2], *NEW):
+        assert registry.resolve(f"t@{digest_of(data)}").coefficients.digest == digest_of(data)
+
+
+def test_a_version_that_is_looked_for_during_a_restore_does_not_spoil_the_new_history(went_back, monkeypatch):
+    registry, go_back = went_back
+    get = registry._catalog.get
+
+    def get_and_go_back(key):
+        """The reader has the task of before; all that it reads from here on is of after."""
+        task = get(key)
+        monkeypatch.undo()
+        go_back()
+        registry.follow()
+        return task
+
+    monkeypatch.setattr(registry._catalog, "get", get_and_go_back)
+    with pytest.raises(ModelNotFound):
+        registry.resolve(f"t@{digest_of(b'never')}")
+    for data in NEW:
+        registry.register("t", data)
+    for data in NEW:
+        assert registry.resolve(f"t@{digest_of(data)}").coefficients.digest == digest_of(data)
 
 
 def test_a_damaged_file_is_named_and_keeps_nothing_else_from_being_saved(registry, database, other, tmp_path):

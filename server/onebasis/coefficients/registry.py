@@ -245,7 +245,7 @@ class TaskRegistry:
         if task is None:
             raise ModelNotFound(model)
         if at and digest != task.digest:
-            return ResolvedTask(name, self._old_version(task, digest, model))
+            return ResolvedTask(name, self._old_version(task.key, digest, model))
         if task.coefficients is None:
             raise TaskUnusable(name, task.reason or "unknown")
         return ResolvedTask(name, task.coefficients)
@@ -306,20 +306,29 @@ class TaskRegistry:
             raise StoreUnavailable("it failed a moment ago")
         self.follow(wait_s=_MISS_WAITS_S)
 
-    def _old_version(self, task: RegisteredTask, digest: str, model: str) -> BoundCoefficients:
+    def _old_version(self, key: TaskKey, digest: str, model: str) -> BoundCoefficients:
         try:
             wanted = parse_digest(digest)
         except InvalidDigest as error:
             raise ModelNotFound(model) from error
-        if wanted not in self._history(task.key, task.generation):
+        if not self._has_had(key, wanted):
             self._look_again()
-            now = self._catalog.get(task.key)
-            if now is None or wanted not in self._history(now.key, now.generation):
+            if not self._has_had(key, wanted):
                 raise ModelNotFound(model)
         return self._usable(model, wanted, gone=ModelNotFound(model))
 
-    def _read_history(self, key: TaskKey, _generation: int) -> frozenset[Digest]:
-        """The digests that a task has had; what they are is asked anew when the memory has a new generation."""
+    def _has_had(self, key: TaskKey, digest: Digest) -> bool:
+        """Since the task was last deleted.
+
+        The mark is read before the task, and set after it. The other way round a restore in between could pair the new
+        epoch with a generation of the old one, under which a history would be kept that is too short later.
+        """
+        mark = self._mark
+        task = self._catalog.get(key)
+        return mark is not None and task is not None and digest in self._history(mark.epoch, key, task.generation)
+
+    def _read_history(self, _epoch: str, key: TaskKey, _generation: int) -> frozenset[Digest]:
+        """The digests that a task has had, asked anew when the memory has a new generation or another epoch."""
         return self._store.digests(key.name, key.owner)
 
     def _usable(self, shown: str, digest: Digest, *, gone: RequestError) -> BoundCoefficients:
