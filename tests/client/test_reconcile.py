@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from onebasis_client.access import Scope
 from tests.api.server import RunningServer
+from tests.api.test_auth import create_key
+from tests.client.conftest import url_of
+from tests.client.test_access import closed
 from tests.client.test_cli import done, failed, run
 
-__all__ = ["run"]
+__all__ = ["closed", "run"]
 
 NAMES = ("from-file", "from-other-file")
 
@@ -61,6 +65,29 @@ def test_pruning_deletes_what_this_owner_registered_and_nothing_else(run, server
     ]
     assert server.client.get("/v1/tasks/from-other-file").status_code == 404
     assert server.client.get("/v1/tasks/alpha").status_code == 200
+
+
+def test_a_tenant_prunes_its_own_tasks_and_the_operator_the_shared_ones(run, closed, folder):
+    def reconcile(tenant, *options):
+        key = create_key(closed, {Scope.REGISTER}, tenant=tenant)[1]
+        shown = run("reconcile", str(folder), *options, ONEBASIS_URL=url_of(closed), ONEBASIS_API_KEY=key)
+        return done(shown).splitlines()
+
+    reconcile(None)
+    reconcile("acme")
+    (folder / "from-other-file.coef.safetensors").rename(folder / "moved.coef.safetensors")
+    moved = ["from-file: unchanged", "moved: registered", "from-other-file: deleted"]
+    assert reconcile("acme", "--prune") == moved
+    assert reconcile("acme", "--prune") == ["from-file: unchanged", "moved: unchanged"], "the shared one is not its own"
+    assert reconcile(None, "--prune") == moved
+
+
+def test_when_nothing_can_be_registered_nothing_is_pruned(run, server, folder):
+    done(run("reconcile", str(folder)))
+    (folder / "from-file.coef.safetensors").unlink()
+    (folder / "from-other-file.coef.safetensors").write_bytes(b"nonsense")
+    failed(run("reconcile", str(folder), "--prune"), 1, "[not_safetensors]")
+    assert server.client.get("/v1/tasks/from-file").status_code == 200
 
 
 def test_an_empty_folder_prunes_nothing(run, server, folder, tmp_path_factory):

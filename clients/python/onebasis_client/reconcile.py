@@ -45,27 +45,27 @@ def reconcile(client: OneBasis, folder: Path, *, owner: str, prune: bool) -> Ite
 
     Args:
         owner: noted with each version that is registered here.
-        prune: then delete the tasks that this owner registered last and that have no file any more.
+        prune: then delete the tasks that this owner registered last and that have no file any more. Of a tenant's key
+            these are the tenant's own, never the shared ones. Nothing is deleted when not one file could be registered.
 
     Raises:
         OSError: as `coefficient_files`.
         OneBasisError: the tasks could not be listed for pruning.
     """
     files = coefficient_files(folder)
+    tenants = set()  # whose tasks this key writes: one, or none yet
     for task, path in files.items():
-        yield _register(client, task, path, owner)
+        try:
+            registration = client.register(task, path.read_bytes(), metadata={OWNER: owner})
+        except (OneBasisError, OSError) as error:
+            yield _failed(task, error)
+        else:
+            tenants.add(registration.task.tenant)
+            yield Outcome(task, "registered" if registration.created else "unchanged")
     if prune:
         for found in list(client.tasks(page_size=1000)):
-            if found.metadata.get(OWNER) == owner and found.id not in files:
+            if found.metadata.get(OWNER) == owner and found.tenant in tenants and found.id not in files:
                 yield _delete(client, found.id, found.digest)
-
-
-def _register(client: OneBasis, task: str, path: Path, owner: str) -> Outcome:
-    try:
-        registration = client.register(task, path.read_bytes(), metadata={OWNER: owner})
-    except (OneBasisError, OSError) as error:
-        return _failed(task, error)
-    return Outcome(task, "registered" if registration.created else "unchanged")
 
 
 def _delete(client: OneBasis, task: str, digest: str) -> Outcome:
