@@ -1,5 +1,7 @@
 import dataclasses
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -380,3 +382,11 @@ def test_observing_while_others_render_loses_nothing(server):
 )
 def test_the_edges_of_counts(largest, edges):
     assert one_two_five(largest) == edges
+
+
+def test_the_page_on_operations_explains_every_metric_of_our_own():
+    page = (Path(__file__).parents[2] / "server" / "docs" / "operations.md").read_text()
+    explained = re.findall(r"^\| `(onebasis_\w+)(?:\{[\w,]+\})?` \|", page, flags=re.MULTILINE)
+    registered = re.findall(r"^# TYPE (onebasis_\w+)", Server().text(), flags=re.MULTILINE)
+    assert len(registered) > 10
+    assert sorted(explained) == sorted(registered)

@@ -26,7 +26,7 @@ class ServeConfig(BaseModel):
     engine: Literal["native", "vllm"] = "native"
     """What computes the answers: the engine of this project, or vLLM with this project's tasks in it."""
     model: Path
-    """Folder of the base model."""
+    """Folder of the base model: config.json, *.safetensors, the tokenizer's files."""
     basis: Path | None = None
     """Basis file; without one the server runs the base alone."""
     store: str = DEFAULT_STORE
@@ -38,7 +38,9 @@ class ServeConfig(BaseModel):
     tool_parser: ToolParser | None = None
     """How the model writes calls of tools; by default what its chat template shows."""
     host: str = "127.0.0.1"
+    """Address to listen on; one that other machines reach needs keys, or allow_unauthenticated."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 for any that is free."""
     allow_unauthenticated: bool = False
     """Listen beyond loopback although anybody who can reach the port may register tasks, until a key is made."""
     require_auth: bool = False
@@ -50,7 +52,9 @@ class ServeConfig(BaseModel):
     cors_origin: list[str] = []
     """Web origins whose pages may call this server from a browser; * for all."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of base weights, basis and KV cache; the native kernels compute in bfloat16 alone. Cores are float32."""
     device: str = "cpu"
+    """What computes, as torch names it: cpu, cuda, cuda:1."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs, or processes on a CPU, that each layer is spread over; vllm only."""
     pipeline_parallel_size: int = Field(default=1, ge=1)
@@ -118,7 +122,9 @@ class ServeConfig(BaseModel):
     drain_s: int = Field(default=30, ge=0)
     """How long requests may go on after that; then they end with an error."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lines of this level and above are logged."""
     log_json: bool = False
+    """Write each line of the log as a JSON object."""
     otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://")
     """Base URL of an OpenTelemetry collector, as http://collector:4318; by default nothing is traced."""
 
