@@ -35,7 +35,7 @@ def test_the_command_without_its_extra_says_what_to_install():
     found = subprocess.run([sys.executable, "-I", "-c", _with_path(code)], capture_output=True, text=True, check=False)
     assert found.returncode == 1
     assert found.stderr.count("\n") == 1
-    assert "onebasis-client[cli]" in found.stderr
+    assert "pip install typer rich" in found.stderr
 
 
 def test_it_requires_httpx_alone():

@@ -6,5 +6,5 @@ def main() -> None:
     try:
         from onebasis_client.cli.app import app
     except ModuleNotFoundError as error:
-        raise SystemExit(f'{error}; the command needs pip install "onebasis-client[cli]"') from None
+        raise SystemExit(f"{error}; the command needs the extra cli, typer and rich: pip install typer rich") from None
     app()
