@@ -84,9 +84,7 @@ def _renderers() -> tuple[Renderer, Renderer]:
     try:
         from onebasis.fitting.report.page import report_html, report_json
     except ImportError as error:
-        raise InvalidReport(
-            f"pictures need {error.name}; install the extra: pip install '.[report]' in the project's folder"
-        ) from error
+        raise InvalidReport(f"pictures need {error.name}; pip install '.[report]' in the project") from error
     return report_html, report_json
 
 

@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry, under the names of its HTTP and GenAI conventions. Needs the extra `onebasis[otel]`."""
+"""Spans of OpenTelemetry, under the names of its HTTP and GenAI conventions. Needs the extra `otel`."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def otlp_traces(endpoint: str, *, model_name: str, version: str) -> Traces:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise SetupError(
-            f"--otlp-endpoint needs OpenTelemetry ({error}); pip install '.[otel]' in the project's folder, or leave it out"
+            f"--otlp-endpoint needs OpenTelemetry ({error}); pip install '.[otel]' in the project, or leave it out"
         ) from error
     resource = Resource.create({"service.name": "onebasis", "service.version": version})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
