@@ -1,9 +1,11 @@
 """names.py lists what the plugin takes from vLLM; that an installed vLLM has it is in tests/vllm."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import onebasis.engine
 import onebasis.vllm_plugin
@@ -57,3 +59,11 @@ def test_a_release_that_was_not_tested_is_refused(found):
 @pytest.mark.parametrize("found", [f"{SUPPORTED[0]}.0", f"{SUPPORTED[0]}.9+cpu"])
 def test_patch_releases_are_taken(found):
     check_release(found)
+
+
+def test_the_extra_asks_for_the_releases_that_are_taken():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (vllm,) = map(Requirement, project["optional-dependencies"]["vllm"])
+    assert {
+        f"{major}.{minor}" for major in (0, 1) for minor in range(100) if f"{major}.{minor}.1" in vllm.specifier
+    } == {*SUPPORTED}
