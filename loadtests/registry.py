@@ -1,10 +1,11 @@
 """Fill a registry over HTTP with tasks of the demo's real size, then start the server again over it.
 
-`python -m loadtests.registry [--tasks 10000] [--clients 4] [--store URL] [--port 8312]`
+`python -m loadtests.registry [--tasks 10000] [--clients 4] [--store URL] [--json FILE]`
 """
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -19,19 +20,20 @@ from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
-import platformdirs
 import psutil
 from rich.console import Console
 
 from loadtests.common.errors import LoadTestError
-from loadtests.common.processes import free_port
+from loadtests.common.files import check_target, save_results
+from loadtests.common.machine import describe_machine
+from loadtests.common.processes import cpu_times, cpu_use
+from loadtests.common.subject import add_subject_options, subject_of
+from loadtests.load.session import guarded
 from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
 from onebasis.coefficients.format import write_coefficients
-from onebasis.demo.demo_pack import DemoPack
-from onebasis.demo.embedded_model import ensure_model
-from onebasis.demo.run import pack_options
 from onebasis.demo.server_process import ServerProcess
 
+BENCHMARK = "registry"
 MIB = 1024 * 1024
 _ROUNDS = 4
 
@@ -45,44 +47,59 @@ class Upload:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints one JSON object of what was measured; exit code 0 if every upload was stored."""
-    parser = argparse.ArgumentParser(prog="python -m loadtests.registry")
-    parser.add_argument("--tasks", type=int, default=10_000)
-    parser.add_argument("--clients", type=int, default=4, help="connections that upload at once")
-    parser.add_argument("--store", help="URL; by default a new SQLite file")
-    parser.add_argument("--port", type=int, default=8312)
-    options = parser.parse_args(arguments)
-    pack = DemoPack.shipped()
-    model = ensure_model(platformdirs.user_cache_path("onebasis"))
+    """Prints one JSON object of what was measured; exit code 0 if every upload was stored, 1 otherwise."""
+    return guarded("loadtests.registry", _main, arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.registry", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--tasks", type=int, default=10_000, help="to upload [%(default)s]")
+    parser.add_argument("--clients", type=int, default=4, help="connections that upload at once [%(default)s]")
+    parser.add_argument("--store", metavar="URL", help="by default a new SQLite file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here, too")
+    add_subject_options(parser)
+    asked = parser.parse_args(arguments)
+    subject = subject_of(parser, asked)
+    check_target(asked.json)
+    machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="onebasis-registry-") as scratch:
-        serve = [*pack_options(model, pack, Path(scratch) / "tasks.db"), "--log-level", "info"]
-        if options.store is not None:
-            serve += ["--store", options.store]
-        log = Path(scratch) / "server.log"
-        empty_start_s, filled = _fill(ServerProcess(serve, port=options.port, log=log), options)
-        beside = [*pack_options(model, pack, Path(scratch) / "empty.db"), "--log-level", "info"]
+        full, empty = Path(scratch) / "full", Path(scratch) / "empty"
+        full.mkdir()
+        empty.mkdir()
+        more = ["--log-level", "info"]
+        basis = read_basis_spec(subject.basis)
+        empty_start_s, filled = _fill(subject.server(full, store=asked.store, more=more), basis, asked)
         full_start_s, again = _start_again(
-            ServerProcess(serve, port=options.port, log=log),
-            ServerProcess(beside, port=free_port(), log=Path(scratch) / "empty.log"),
+            subject.server(full, store=asked.store, more=more), subject.server(empty, more=more)
         )
-        logged = [line for line in log.read_text().splitlines() if "registry:" in line]
+        logged = [line for line in (full / "server.log").read_text().splitlines() if "registry:" in line]
     times = {"empty_start_s": empty_start_s, "full_start_s": full_start_s}
-    Console().print_json(json.dumps(filled | times | again | {"log": logged}))
+    results = filled | times | again | {"log": logged}
+    Console().print_json(json.dumps(results))
+    if asked.json is not None:
+        save_results(
+            asked.json,
+            benchmark=BENCHMARK,
+            command=shlex.join(["python", "-m", "loadtests.registry", *arguments]),
+            machine=machine,
+            settings={"tasks": asked.tasks, "clients": asked.clients, "model": subject.model.name},
+            results=results,
+        )
     return 0
 
 
-def _fill(server: ServerProcess, options: argparse.Namespace) -> tuple[float, dict[str, float]]:
+def _fill(server: ServerProcess, basis: BasisSpec, asked: argparse.Namespace) -> tuple[float, dict[str, float]]:
     """(seconds until an empty server is ready, what the uploads measured)."""
-    basis = read_basis_spec(DemoPack.shipped().basis)
     begun_s = time.monotonic()
     with server:
         ready_s = time.monotonic() - begun_s
-        before = _rss(server)
+        process = psutil.Process(server.process.pid)
+        before, before_cpu = _rss(server), cpu_times(process)
         begun_s = time.monotonic()
-        with ThreadPoolExecutor(options.clients) as pool:
+        with ThreadPoolExecutor(asked.clients) as pool:
             parts = pool.map(
-                lambda first: _upload(server.url, basis, range(first, options.tasks, options.clients)),
-                range(options.clients),
+                lambda first: _upload(server.url, basis, range(first, asked.tasks, asked.clients)),
+                range(asked.clients),
             )
             uploads = [upload for part in parts for upload in part]
         took_s = time.monotonic() - begun_s
@@ -90,12 +107,13 @@ def _fill(server: ServerProcess, options: argparse.Namespace) -> tuple[float, di
         seconds = [upload.seconds for upload in uploads]
         return ready_s, {
             "tasks": len(uploads),
-            "clients": options.clients,
+            "clients": asked.clients,
             "uploads_per_s": len(uploads) / took_s,
             "upload_p50_ms": 1000 * float(np.percentile(seconds, 50)),
             "upload_p99_ms": 1000 * float(np.percentile(seconds, 99)),
             "files_mib": n_bytes / MIB,
             "rss_growth_per_file_byte": (_rss(server) - before) / n_bytes,
+            "other_cores": cpu_use(before_cpu, cpu_times(process), has_server=True).other_cores,
         }
 
 
@@ -125,7 +143,7 @@ def _upload(url: str, basis: BasisSpec, numbers: range) -> list[Upload]:
             response = client.put(f"/v1/tasks/task-{number:05}", content=data)
             uploads.append(Upload(time.monotonic() - begun_s, len(data)))
             if response.status_code != 201:
-                raise SystemExit(f"task-{number:05}: {response.status_code} {response.text}")
+                raise LoadTestError(f"task-{number:05}: {response.status_code} {response.text}")
     return uploads
 
 

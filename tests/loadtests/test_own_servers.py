@@ -4,12 +4,14 @@ import json
 
 import pytest
 
-from loadtests import registered, server
+from loadtests import registered, registry, server
+from loadtests.common.files import load_results
 from tests.loadtests.conftest import subject_options
 from tests.native import native_library
 
 SMALL = ["--vocab", "10-250", "--prompt-tokens", "7", "--output-tokens", "4", "--warmup", "1", "--rounds", "2"]
 SMALL += ["--requests", "3"]
+ABOUT = ("format", "command", "machine", "settings")
 
 
 def test_a_server_is_filled_and_measured_bare_and_with_few_and_all_tasks(tiny_subject, tmp_path, capsys):
@@ -53,3 +55,27 @@ def test_servers_with_few_and_many_tasks_take_turns(tiny_subject, tmp_path):
     few, many = saved["memory"]
     assert many["file_bytes"] == pytest.approx(10 * few["file_bytes"], rel=0.01)
     assert many["per_file_byte"] == (many["after_bytes"] - many["before_bytes"]) / many["file_bytes"]
+
+
+def test_a_registry_is_filled_and_started_over(tiny_subject, tmp_path, capsys):
+    file = tmp_path / "registry.json"
+    arguments = [*subject_options(tiny_subject[0]), "--tasks", "9", "--clients", "2", "--json", str(file)]
+    assert registry.main(arguments) == 0
+    saved = load_results(file, "registry")
+    assert json.loads(capsys.readouterr().out) == {name: saved[name] for name in saved if name not in ABOUT}
+    assert (saved["tasks"], saved["settings"]["clients"]) == (9, 2)
+    assert saved["machine"]["n_cores"] > 0 and saved["command"].startswith("python -m loadtests.registry --model")
+    assert 0 < saved["upload_p50_ms"] <= saved["upload_p99_ms"]
+    assert len(saved["log"]) == 2, "the empty registry and the full one are told at their starts"
+    assert "9 tasks" in saved["log"][1]
+
+
+def test_a_registry_that_refuses_a_task_ends_the_run(tiny_subject, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "_file", lambda _basis, _number: b"no coefficients")
+    assert registry.main([*subject_options(tiny_subject[0]), "--tasks", "1"]) == 1
+    assert "task-00000: 400" in capsys.readouterr().err
+
+
+def test_results_of_a_registry_that_could_not_be_written_are_not_measured(tiny_subject, tmp_path, capsys):
+    assert registry.main([*subject_options(tiny_subject[0]), "--json", str(tmp_path / "nowhere" / "f.json")]) == 1
+    assert "create it first" in capsys.readouterr().err
