@@ -3,6 +3,7 @@
 No time is measured or predicted here: which of the two bounds a step depends on a machine that we don't have.
 """
 
+import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -225,8 +226,10 @@ def _giga(n: int) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the page."""
-    path = Path(arguments[0]) if arguments else PAGE
-    path.write_text(page(), encoding="utf-8")
+    parser = argparse.ArgumentParser(prog="python -m loadtests.roofline", description=__doc__, allow_abbrev=False)
+    parser.add_argument("file", type=Path, nargs="?", default=PAGE, help="the page [server/docs/roofline.md]")
+    asked = parser.parse_args(arguments)
+    asked.file.write_text(page(), encoding="utf-8")
     return 0
 
 

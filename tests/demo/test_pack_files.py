@@ -10,7 +10,7 @@ from onebasis.coefficients.format import CoefficientFile, parse_coefficients
 from onebasis.coefficients.validate import bind
 from onebasis.demo.build_pack import METRIC
 from onebasis.demo.commands import demo_app
-from onebasis.demo.demo_pack import PACK_K, PACK_STEPS, UPLOADED_BY_DEMO, DemoPack
+from onebasis.demo.demo_pack import PACK_STEPS, UPLOADED_BY_DEMO, DemoPack
 from onebasis.demo.embedded_model import MODEL_NAME
 from onebasis.demo.tasks import DEMO_TASKS, SAME_PROMPT_PAIRS
 from onebasis_client.reconcile import coefficient_files
@@ -34,7 +34,7 @@ def files() -> dict[str, CoefficientFile]:
 def test_basis_is_for_the_embedded_model(basis: BasisSpec) -> None:
     assert (basis.kind, basis.base_model) == ("fleet", MODEL_NAME)
     assert len(basis.sites) == 210
-    assert {(site.k_in, site.k_out) for site in basis.sites} == {(PACK_K, PACK_K)}
+    assert {(site.k_in, site.k_out) for site in basis.sites} == {(16, 16)}
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -1,5 +1,6 @@
 """The roofline page against what is known of the model and what the server really keeps."""
 
+import pytest
 import torch
 
 from loadtests.roofline import LLAMA_8B, PAGE, Shape, main, page
@@ -12,6 +13,15 @@ from tests.model.tasks import random_basis
 def test_the_committed_page_is_what_the_code_writes(tmp_path):
     assert main([str(tmp_path / "page.md")]) == 0
     assert (tmp_path / "page.md").read_text() == PAGE.read_text() == page()
+
+
+@pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--json", 2)])
+def test_an_option_is_no_file(option, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([option])
+    assert end.value.code == code
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_table_of_shapes_is_that_of_the_model():

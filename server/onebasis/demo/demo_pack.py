@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-PACK_K: Final = 16
 BASIS_FILE: Final = "smollm2-135m.k16.basis.safetensors"
 _COEFFICIENTS_SUFFIX: Final = ".coef.safetensors"
 
