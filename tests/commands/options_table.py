@@ -12,8 +12,9 @@ PAGE = Path(__file__).parents[2] / "server" / "docs" / "operations.md"
 INTRODUCTION = """Of `onebasis serve`, as `--help` prints them; a test compares. Each is a variable of the environment, too: `ONEBASIS_` and its
 name in capitals, as `ONEBASIS_MAX_RUNNING=32` or `ONEBASIS_PREFIX_CACHE=false`; the command line comes first. A list
 (`--cors-origin`, which may be repeated) is written with spaces between its items. One that is on is switched off by `--no-...`.
-`onebasis keys` and `onebasis registry` read `ONEBASIS_STORE`, too: by default all use `onebasis.db` in the folder that they were
-started in."""  # noqa: E501
+Other commands read those of these variables that they have an option for (`ONEBASIS_MODEL`, `ONEBASIS_BASIS`, `ONEBASIS_THREADS`,
+`ONEBASIS_STORE`). The store is by default `onebasis.db` in the folder that a command was started in. The compiled step, and
+`onebasis demo` its model, are kept in the user's cache, `~/.cache/onebasis` (`XDG_CACHE_HOME`; for the model `ONEBASIS_CACHE`)."""  # noqa: E501
 SECTION = re.compile(r"^## All options\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
