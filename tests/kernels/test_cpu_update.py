@@ -53,6 +53,12 @@ def test_the_update_is_the_definition_s_to_bfloat16_rounding(library, sizes):
     torch.testing.assert_close(y.float(), expected, rtol=2**-8, atol=1e-3)
 
 
+def test_no_tokens_are_no_work(library):
+    update, y, x, _, _ = make(library, n_tokens=0, d_in=32, sizes=[20, 12], k_in=4, k_out=4)
+    update.add_(y, x)
+    assert y.shape == (0, 32)
+
+
 def test_a_token_of_the_base_keeps_every_bit(library):
     update, y, x, rows, _ = make(library, n_tokens=9, d_in=32, sizes=[20, 12], k_in=4, k_out=4)
     before = y.clone()

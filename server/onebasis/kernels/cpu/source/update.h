@@ -120,6 +120,7 @@ static void expand(const LayerUpdate& layer, bf16* const* y, const float* mixed,
 }
 
 static void add(const LayerUpdate& layer) {
+    if (layer.n_tokens == 0) return;
     const int n_threads = omp_get_max_threads();
     const int size = std::min(kTile, (layer.n_tokens + n_threads - 1) / n_threads);
     const int n_tiles = (layer.n_tokens + size - 1) / size;
