@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import Lfm2Config
 
 from onebasis.core.config import ServeConfig
 from onebasis.core.errors import InvalidBasis, InvalidModel, InvalidStore, SetupError
@@ -75,6 +76,16 @@ def test_the_native_engine_refuses_to_be_spread(start, option: str, value: objec
 
 def test_the_basis_fits_in_any_dtype(start) -> None:
     assert start(dtype="bfloat16").engine.limits.max_model_len == MAX_POSITIONS
+
+
+def test_layers_that_are_no_attention_are_refused(start, llama: TinyModel, tmp_path: Path) -> None:
+    folder = save_family(
+        llama, tmp_path, Lfm2Config, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
+    )
+    with pytest.raises(
+        InvalidModel, match="Lfm2ForCausalLM has layers of type conv; this server computes full_attention and sliding_"
+    ):
+        start(model=folder, basis=None)
 
 
 def test_a_kv_cache_that_holds_no_block_is_refused(start, wide: Path) -> None:

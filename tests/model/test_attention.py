@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as flex
 
+from onebasis.core.errors import InvalidModel
 from onebasis.core.ids import BASE_SLOT
 from onebasis.kernels import triton_batched
 from onebasis.model.attention import GatherStep, paged_attention
@@ -79,24 +80,26 @@ class Scene:
 
     def attend(self, *, window=None, softcap=None):
         """[n_heads, dim] answers of all tokens of the step, as a list per sequence."""
+        out, weights = self.call(sliding_window=window, softcap=softcap, dropout=0.0)
+        assert weights is None
+        assert out.shape == (1, self.batch.token_ids.shape[0], self._shape[0], HEAD_DIM)
+        return out[0].split([end - start for start, end in self.spans])
+
+    def call(self, *, attention_mask=None, **asked):
+        """As a layer calls it."""
         for (start, _), rows, keys, values in zip(self.spans, self._rows, self.keys, self.values, strict=True):
             self.cache.write(LAYER, rows[:start], keys[:start], values[:start])
         own = [slice(start, end) for start, end in self.spans]
         new_keys = torch.cat([keys[span] for keys, span in zip(self.keys, own, strict=True)])
         new_values = torch.cat([values[span] for values, span in zip(self.values, own, strict=True)])
-        out, weights = paged_attention(
+        return paged_attention(
             SimpleNamespace(layer_idx=LAYER),
             *[flat.transpose(0, 1)[None] for flat in (torch.cat(self.queries), new_keys, new_values)],
-            None,
+            attention_mask,
             scaling=SCALING,
             paged_step=self._step(self.batch, self.cache),
-            sliding_window=window,
-            softcap=softcap,
-            dropout=0.0,
+            **asked,
         )
-        assert weights is None
-        assert out.shape == (1, self.batch.token_ids.shape[0], self._shape[0], HEAD_DIM)
-        return out[0].split([end - start for start, end in self.spans])
 
     def check(self, **options):
         """Every token's answer is the definition's."""
@@ -249,3 +252,29 @@ def test_one_layer_does_not_write_another(step):
     scene.attend()
     for now, then in zip(scene.cache.read(0, every_block), before, strict=True):
         assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"s_aux": torch.zeros(4)}, "s_aux"),
+        ({"is_causal": False}, "is_causal"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"sinks": 1, "s_aux": torch.zeros(4), "position_ids": torch.zeros(1)}, "sinks, s_aux"),
+        ({"attention_mask": torch.zeros(1, 1, 2, 2)}, "attention_mask"),
+    ],
+    ids=str,
+)
+def test_what_a_layer_asks_for_beside_this_is_refused(asked, named):
+    scene = Scene(GatherStep)
+    with pytest.raises(InvalidModel, match=f"attention asks for {named};.* use engine=vllm"):
+        scene.call(**asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"s_aux": None}, {"is_causal": True}, {"is_causal": None, "use_cache": False, "output_router_logits": True}],
+)
+def test_what_changes_nothing_may_be_asked_for(asked):
+    scene = Scene(GatherStep)
+    assert torch.equal(scene.call(**asked)[0], scene.call()[0])

@@ -4,16 +4,19 @@ A step is computed in two ways at once: all single-token sequences as one padded
 In the padded batch, query heads that share a key head are folded into the query axis: no key is repeated.
 """
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onebasis.core.errors import InvalidModel
 from onebasis.model.batch import DecodeGroup, ForwardBatch, PrefillChunk
 from onebasis.model.kv_cache import KVCache
 
 ATTENTION_NAME = "onebasis_paged"
+_NOT_OURS: Final = ("position_ids", "use_cache", "output_router_logits")  # handed down to everybody; for others
+_NO_EFFECT: Final = {"dropout": 0.0, "is_causal": True}  # what they ask for is done in any case
 
 
 class AttentionStep(Protocol):
@@ -117,23 +120,40 @@ def paged_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001  the step knows what may be seen
+    attention_mask: Tensor | None,
     *,
     scaling: float,
     paged_step: AttentionStep,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls: query [1, n_heads, n_tokens, head_dim]; key, value [1, n_kv_heads, n_tokens, head_dim].
 
     Returns:
         [1, n_tokens, n_heads, head_dim], and no weights.
+
+    Raises:
+        InvalidModel: the layer asks for anything else. Nothing is left out in silence.
     """
+    _refuse_others({"attention_mask": attention_mask} | others)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     flat = [part[0].transpose(0, 1) for part in (query, key, value)]
     out = paged_step.attend(layer, *flat, scaling=scaling, window=sliding_window, softcap=softcap)
     return out.unsqueeze(0), None
+
+
+def _refuse_others(others: dict[str, Any]) -> None:
+    unknown = [
+        name
+        for name, value in others.items()
+        if value is not None and name not in _NOT_OURS and not (name in _NO_EFFECT and value == _NO_EFFECT[name])
+    ]
+    if unknown:
+        raise InvalidModel(
+            f"the model's attention asks for {', '.join(unknown)}; this server computes sliding windows and "
+            f"soft-capped scores alone: use engine=vllm if it knows the model, or a model of another family"
+        )
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:

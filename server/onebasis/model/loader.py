@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from onebasis.core.errors import InvalidModel
+
+_LAYER_TYPES: Final = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +67,16 @@ def load_base(path: Path, *, dtype: torch.dtype, device: torch.device, name: str
         raise InvalidModel(f"model {path}: the weights lack {missing}; copy the folder again, whole")
     model.requires_grad_(requires_grad=False)
     return LoadedBase(model=model.eval().to(device), tokenizer=tokenizer, name=name or path.resolve().name)
+
+
+def check_layer_types(base: LoadedBase) -> None:
+    """Raises InvalidModel for layers that keep more of a text than keys and values, or look at them in another way.
+
+    Only for models that say what their layers are; the self-check of a decoder tells the others.
+    """
+    found = set(getattr(base.text_config, "layer_types", None) or ()) - set(_LAYER_TYPES)
+    if found:
+        raise InvalidModel(
+            f"{type(base.model).__name__} has layers of type {', '.join(sorted(found))}; this server computes "
+            f"{' and '.join(_LAYER_TYPES)} alone: use engine=vllm if it knows the model, or a model of another family"
+        )

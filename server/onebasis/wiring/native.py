@@ -19,7 +19,7 @@ from onebasis.engine.runner import Runner
 from onebasis.engine.scheduler import Scheduler
 from onebasis.model.factors import Basis, checked_fingerprint, load_basis
 from onebasis.model.kv_cache import KVCache
-from onebasis.model.loader import LoadedBase, load_base
+from onebasis.model.loader import LoadedBase, check_layer_types, load_base
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import CacheConfig
 from onebasis.telemetry.traces import Traces
@@ -109,21 +109,19 @@ def load_native(config: ServeConfig) -> NativeAssembly:
     dtype: torch.dtype = getattr(torch, config.dtype)
     device = _device(config)
     base = load_base(config.model, dtype=dtype, device=device, name=config.served_model_name)
+    check_layer_types(base)
     basis = None if config.basis is None else load_basis(config.basis, dtype=dtype, device=device)
     fingerprint = checked_fingerprint(base.model, basis)
     block_size = config.block_size or _BLOCK_SIZE
     n_blocks = _n_blocks(config, base, block_size)
+    max_model_len = _max_model_len(config, base, n_blocks * block_size)
     model = ServedModel(
         name=base.name,
         tokenizer=base.tokenizer,
         eos_token_ids=base.eos_token_ids,
         basis=None if basis is None else basis.spec,
         fingerprint=fingerprint,
-        limits=engine_limits(
-            config,
-            max_model_len=_max_model_len(config, base, n_blocks * block_size),
-            n_vocab=int(base.text_config.vocab_size),
-        ),
+        limits=engine_limits(config, max_model_len=max_model_len, n_vocab=int(base.text_config.vocab_size)),
         cache=CacheConfig(block_size, n_blocks, config.dtype, config.prefix_cache),
         residuals=ResidualLimits(config.max_residual_rank, config.residual_mib * MIB // dtype.itemsize),
     )
