@@ -11,8 +11,8 @@ from transformers import Lfm2Config
 from onebasis.core.config import ServeConfig
 from onebasis.core.errors import InvalidBasis, InvalidModel, InvalidStore, SetupError
 from onebasis.fitting.basis.base_only import BasisKind, build_basis
-from onebasis.model.loader import load_base
-from onebasis.wiring import Server, build_server
+from onebasis.model.loader import LoadedBase, load_base
+from onebasis.wiring import Server, build_server, native
 from onebasis.wiring.assembly import step_budget
 from tests.api.tiny_model import MAX_POSITIONS, TinyModel, save_tiny_model
 from tests.fitting.tiny import save_family
@@ -86,6 +86,23 @@ def test_layers_that_are_no_attention_are_refused(start, llama: TinyModel, tmp_p
         InvalidModel, match="Lfm2ForCausalLM has layers of type conv; this server computes full_attention and sliding_"
     ):
         start(model=folder, basis=None)
+
+
+@pytest.mark.parametrize(("max_model_len", "kind"), [(32, "short_factor"), (33, "long_factor"), (None, "long_factor")])
+def test_the_factors_of_a_longrope_follow_from_the_longest_text(
+    max_model_len: int | None, kind: str, start, llama: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    folder = save_family(llama, tmp_path, rope_parameters=rope | factors)
+    loaded: list[LoadedBase] = []
+    monkeypatch.setattr(
+        native, "load_base", lambda *args, **options: loaded.append(load_base(*args, **options)) or loaded[0]
+    )
+    start(model=folder, basis=None, max_model_len=max_model_len)
+    rotary = loaded[0].model.model.rotary_emb
+    rotary(torch.empty(0), torch.arange(2).unsqueeze(0))
+    assert rotary.inv_freq[0] == 1 / factors[kind][0]
 
 
 def test_a_kv_cache_that_holds_no_block_is_refused(start, wide: Path) -> None:

@@ -20,6 +20,7 @@ from onebasis.engine.scheduler import Scheduler
 from onebasis.model.factors import Basis, checked_fingerprint, load_basis
 from onebasis.model.kv_cache import KVCache
 from onebasis.model.loader import LoadedBase, check_layer_types, load_base
+from onebasis.model.rope import settle_longrope
 from onebasis.telemetry.metrics import Metrics
 from onebasis.telemetry.reports import CacheConfig
 from onebasis.telemetry.traces import Traces
@@ -115,6 +116,7 @@ def load_native(config: ServeConfig) -> NativeAssembly:
     block_size = config.block_size or _BLOCK_SIZE
     n_blocks = _n_blocks(config, base, block_size)
     max_model_len = _max_model_len(config, base, n_blocks * block_size)
+    settle_longrope(base.model, max_model_len=max_model_len)
     model = ServedModel(
         name=base.name,
         tokenizer=base.tokenizer,
