@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import Lfm2Config
+from transformers import DiffLlamaConfig, Lfm2Config
 
 from onebasis.core.config import ServeConfig
 from onebasis.core.errors import InvalidBasis, InvalidModel, InvalidStore, SetupError
@@ -85,6 +85,12 @@ def test_layers_that_are_no_attention_are_refused(start, llama: TinyModel, tmp_p
     with pytest.raises(
         InvalidModel, match="Lfm2ForCausalLM has layers of type conv; this server computes full_attention and sliding_"
     ):
+        start(model=folder, basis=None)
+
+
+def test_a_model_that_would_be_computed_wrongly_is_refused(start, llama: TinyModel, tmp_path: Path) -> None:
+    folder = save_family(llama, tmp_path, DiffLlamaConfig)
+    with pytest.raises(InvalidModel, match="DiffLlamaForCausalLM: this server computes other logits than transformers"):
         start(model=folder, basis=None)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from onebasis.coefficients.arena import Arena
 from onebasis.core.errors import SetupError
 from onebasis.engine.runner import StepDecoder
+from onebasis.engine.self_check import SelfCheck
 from onebasis.kernels.cpu.build import CannotBuild, build_library
 from onebasis.kernels.cpu.library import Library
 from onebasis.model.adapted import StepTasks, adapt_model
@@ -47,11 +48,36 @@ def build_decoder(
     cuda_graphs: bool,
     sizes: StepSizes,
 ) -> StepDecoder:
-    """The fastest decoder that can run; it takes over the layers of `base`.
+    """The fastest decoder that can run, seen to compute what transformers does; it takes over the layers of `base`.
 
     Raises:
         SetupError: kernels is "native" or there is a quantization, which that one alone has, and it can't run here.
+            InvalidModel if the decoder computes something else than the model.
     """
+    check = SelfCheck(
+        base,
+        n_blocks=sizes.n_blocks,
+        block_size=sizes.block_size,
+        max_step_tokens=sizes.max_step_tokens,
+        max_model_len=sizes.max_model_len,
+    )
+    decoder = _fastest(
+        base, basis, arena, kernels=kernels, quantization=quantization, cuda_graphs=cuda_graphs, sizes=sizes
+    )
+    check.run(decoder)
+    return decoder
+
+
+def _fastest(
+    base: LoadedBase,
+    basis: Basis | None,
+    arena: Arena | None,
+    *,
+    kernels: Kernels,
+    quantization: Quantization | None,
+    cuda_graphs: bool,
+    sizes: StepSizes,
+) -> StepDecoder:
     reason = "kernels=torch" if kernels == "torch" else why_not(base, sizes.block_size)
     library = None
     try:
