@@ -61,31 +61,28 @@ def build_decoder(
         max_step_tokens=sizes.max_step_tokens,
         max_model_len=sizes.max_model_len,
     )
-    decoder = _fastest(
-        base, basis, arena, kernels=kernels, quantization=quantization, cuda_graphs=cuda_graphs, sizes=sizes
-    )
+    library = _native_library(base, kernels, quantization, sizes.block_size)
+    decoder: StepDecoder
+    if library is not None:
+        decoder = _native(base, basis, arena, library, quantization, sizes)
+    elif cuda_graphs:
+        decoder = _recorded(_torch(base, basis, arena, sizes), sizes, with_tasks=basis is not None)
+    else:
+        decoder = _torch(base, basis, arena, sizes)
     check.run(decoder)
     return decoder
 
 
-def _fastest(
-    base: LoadedBase,
-    basis: Basis | None,
-    arena: Arena | None,
-    *,
-    kernels: Kernels,
-    quantization: Quantization | None,
-    cuda_graphs: bool,
-    sizes: StepSizes,
-) -> StepDecoder:
-    reason = "kernels=torch" if kernels == "torch" else why_not(base, sizes.block_size)
-    library = None
+def _native_library(
+    base: LoadedBase, kernels: Kernels, quantization: Quantization | None, block_size: int
+) -> Library | None:
+    """What computes the native step; None where the torch decoder does. Raises SetupError where that one may not."""
+    reason = "kernels=torch" if kernels == "torch" else why_not(base, block_size)
     try:
-        library = Library(build_library()) if reason is None else None
+        if reason is None:
+            return Library(build_library())
     except (CannotBuild, OSError, RuntimeError) as error:
         reason = str(error)
-    if library is not None:
-        return _native(base, basis, arena, library, quantization, sizes)
     if quantization is not None:
         raise SetupError(
             f"quantization={quantization} needs the native kernels, which can't run here: {reason}; leave it out"
@@ -93,8 +90,7 @@ def _fastest(
     if kernels == "native":
         raise SetupError(f"kernels=native can't run here: {reason}; use kernels=auto to fall back to torch")
     _log.info("the step runs in torch: %s", reason)
-    decoder = _torch(base, basis, arena, sizes)
-    return _recorded(decoder, sizes, with_tasks=basis is not None) if cuda_graphs else decoder
+    return None
 
 
 def _native(
