@@ -22,37 +22,25 @@ from onebasis.engine.decoders import StepSizes, build_decoder
 from onebasis.engine.self_check import SelfCheck
 from onebasis.model.decoder import Decoder
 from onebasis.model.loader import LoadedBase
-from tests.model.families import FAMILIES, N_VOCAB, NATIVE_FAMILIES, rounded_base, tiny_base
+from tests.model.families import COMMON, FAMILIES, NATIVE_FAMILIES, rounded_base, tiny_base
 from tests.native import native_library
 
-COMMON = {
-    "vocab_size": N_VOCAB,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.15,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
+SIZES = COMMON | {"hidden_size": 64, "intermediate_size": 96}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 RIGHT = {
-    "granite": lambda: GraniteConfig(**COMMON),
-    "olmo2": lambda: Olmo2Config(**COMMON),
-    "mixtral": lambda: MixtralConfig(**COMMON, **EXPERTS),
+    "granite": lambda: GraniteConfig(**SIZES),
+    "olmo2": lambda: Olmo2Config(**SIZES),
+    "mixtral": lambda: MixtralConfig(**SIZES, **EXPERTS),
 }
 WRONG = {
     "its convolutions keep a state": (
-        lambda: Lfm2Config(**COMMON, layer_types=["conv", "full_attention", "conv"]),
+        lambda: Lfm2Config(**SIZES, layer_types=["conv", "full_attention", "conv"]),
         "computes other logits than transformers",
     ),
-    "its layers attend twice": (lambda: DiffLlamaConfig(**COMMON), "computes other logits than transformers"),
-    "it has sinks": (lambda: GptOssConfig(**COMMON, **EXPERTS, head_dim=16), "asks for s_aux"),
-    "it makes its own mask": (lambda: DogeConfig(**COMMON), "asks for attention_mask"),
-    "it keeps the step from its attention": (lambda: StableLmConfig(**COMMON), "can't run it .*paged_step"),
+    "its layers attend twice": (lambda: DiffLlamaConfig(**SIZES), "computes other logits than transformers"),
+    "it has sinks": (lambda: GptOssConfig(**SIZES, **EXPERTS, head_dim=16), "asks for s_aux"),
+    "it makes its own mask": (lambda: DogeConfig(**SIZES), "asks for attention_mask"),
+    "it keeps the step from its attention": (lambda: StableLmConfig(**SIZES), "can't run it .*paged_step"),
 }
 
 
@@ -221,4 +209,4 @@ def test_a_long_rope_is_no_obstacle():
     """Its angles are decided before (model/rope.py)."""
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 64, "rope_theta": 1e4}
     factors = {"short_factor": [1.0] * 8, "long_factor": [3.0] * 8}
-    build(base_of(LlamaConfig(**COMMON | {"rope_parameters": rope | factors})))
+    build(base_of(LlamaConfig(**SIZES | {"rope_parameters": rope | factors})))

@@ -22,7 +22,7 @@ from onebasis.model.loader import LoadedBase
 CPU = torch.device("cpu")
 N_VOCAB = 128
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-_COMMON = {
+COMMON = {
     "vocab_size": N_VOCAB,
     "hidden_size": 48,
     "intermediate_size": 88,
@@ -34,14 +34,14 @@ _COMMON = {
     "eos_token_id": None,
     "pad_token_id": None,
 } | _HEADS
-_WIDE_HEADS = _COMMON | {"head_dim": 16}  # hidden_size / n_heads would be 12
+_WIDE_HEADS = COMMON | {"head_dim": 16}  # hidden_size / n_heads would be 12
 _GEMMA = _WIDE_HEADS | {"query_pre_attn_scalar": 20, "sliding_window": 6}
 
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_WIDE_HEADS),
     "mistral": lambda: MistralConfig(**_WIDE_HEADS, sliding_window=9),
     "qwen2": lambda: Qwen2Config(
-        **_COMMON | {"hidden_size": 64}, use_sliding_window=True, sliding_window=7, max_window_layers=1
+        **COMMON | {"hidden_size": 64}, use_sliding_window=True, sliding_window=7, max_window_layers=1
     ),
     "qwen3": lambda: Qwen3Config(**_WIDE_HEADS),
     "gemma2": lambda: Gemma2Config(**_GEMMA, attn_logit_softcapping=1.5, final_logit_softcapping=6.0),

@@ -11,26 +11,13 @@ from onebasis.model.loader import LoadedBase
 from onebasis.model.native_decoder import why_not
 from onebasis.model.rope import settle_longrope
 from tests.engine.builders import make_request
-from tests.model.families import N_VOCAB, logits_by_transformers, prompt
+from tests.model.families import COMMON, logits_by_transformers, prompt
 from tests.model.stepping import Stepper
 from tests.model.test_families import TOLERANCE
 from tests.native import native_library
 
 TRAINED = 24  # original_max_position_embeddings; one text of the arrivals stays below it, one is longer
-SIZES = {
-    "vocab_size": N_VOCAB,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.15,
-    "tie_word_embeddings": False,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
+SIZES = COMMON | {"hidden_size": 64, "intermediate_size": 96}
 FAMILIES = {"phi3": Phi3Config, "llama": LlamaConfig}
 
 
