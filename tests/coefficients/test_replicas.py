@@ -3,10 +3,9 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from onebasis.coefficients.blend import Blends
 from onebasis.coefficients.follower import Follower
@@ -22,6 +21,7 @@ from onebasis.core.errors import (
 from onebasis.core.ids import digest_of
 from onebasis.storage.database import Database
 from tests.coefficients.builders import basis_spec, coefficients, started
+from tests.storage.damage import cut_off_pages
 
 BASIS = basis_spec()
 ONE, TWO, THREE = (coefficients(BASIS, seed=seed) for seed in range(3))
@@ -360,11 +360,7 @@ def test_one_file_that_sqlite_itself_can_not_read_stops_nothing(sqlite_url):
     registry.register("broken", broken)
     registry.register("whole", whole)
     database.close()
-    path = Path(make_url(sqlite_url).database)
-    data = bytearray(path.read_bytes())
-    start = next(i for i in range(0, len(data), 4096) if bytes(data[i + 4 : i + 4096]) in broken)
-    data[start : start + 4] = b"\xff\xff\xff\xff"  # the number of the next page
-    path.write_bytes(data)
+    cut_off_pages(sqlite_url, broken)
     database = Database(sqlite_url)
     registry = started(TaskStore(database), BASIS)
     assert [(name, is_ready) for name, *_, is_ready in state(registry)] == [("broken", "unusable"), ("whole", "ready")]

@@ -1,7 +1,5 @@
 """Schemas of earlier programs are brought up to date with everything in them; those of later ones are left alone."""
 
-from pathlib import Path
-
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -15,6 +13,7 @@ from onebasis.core.ids import SHARED, digest_of
 from onebasis.identity.tables import METADATA
 from onebasis.storage import migrate
 from onebasis.storage.database import Database
+from tests.storage.damage import cut_off_pages
 
 TABLES_OF_0_1_0 = """
 CREATE TABLE coefficient_files (
@@ -139,11 +138,7 @@ def test_a_deleted_file_that_sqlite_can_not_read_stops_no_migration(sqlite_url):
         ):
             connection.execute(text(statement))
     database.close()
-    path = Path(make_url(sqlite_url).database)
-    data = bytearray(path.read_bytes())
-    start = next(i for i in range(0, len(data), 4096) if bytes(data[i + 4 : i + 4096]) in broken)
-    data[start : start + 4] = b"\xff\xff\xff\xff"  # the number of the next page
-    path.write_bytes(data)
+    cut_off_pages(sqlite_url, broken)
     database = Database(sqlite_url)
     assert store.TaskStore(database).content("whole") == (digest_of(b"whole"), b"whole")
     with pytest.raises(TaskNotFound):
