@@ -7,7 +7,6 @@ import pytest
 from sqlalchemy import text
 
 from onebasis.coefficients.preconditions import ANY, Precondition
-from onebasis.coefficients.store import TaskStore
 from onebasis.core.errors import (
     CoefficientError,
     DigestMismatch,
@@ -27,11 +26,6 @@ BASIS, OTHER_BASIS = basis_spec(), basis_spec(seed=1)
 ONE = coefficients(BASIS, provenance={"score": 0.5})
 TWO = coefficients(BASIS, form="diag", k=2)
 NEW = Precondition(if_none_match=(ANY,))
-
-
-@pytest.fixture
-def store(database):
-    return TaskStore(database)
 
 
 @pytest.fixture

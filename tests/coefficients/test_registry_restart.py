@@ -3,7 +3,6 @@
 import pytest
 from sqlalchemy import text
 
-from onebasis.coefficients.store import TaskStore
 from onebasis.core.errors import TaskUnusable
 from onebasis.core.ids import digest_of
 from onebasis.telemetry.reports import RegistrySnapshot
@@ -12,11 +11,6 @@ from tests.coefficients.builders import BASE, basis_spec, coefficients, started
 BASIS, OTHER_BASIS = basis_spec(), basis_spec(seed=1)
 ONE = coefficients(BASIS, provenance={"score": 0.5})
 TWO = coefficients(BASIS, form="diag", k=2)
-
-
-@pytest.fixture
-def store(database):
-    return TaskStore(database)
 
 
 @pytest.fixture
