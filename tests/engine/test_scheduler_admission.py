@@ -67,11 +67,3 @@ def test_tenants_share_by_tokens_not_by_requests():
     while len(order) < 60:
         order += [sequence.tenant for sequence in step(scheduler).admitted]
     assert order.count("short") == pytest.approx(60 * 16 / (16 + 8), abs=2), "an output token counts for two"
-
-
-def test_waiting_sequences_are_counted_by_tenant():
-    scheduler = make_scheduler(max_running=1)
-    for i, tenant in enumerate(("a", "a", "b", None, "a")):
-        scheduler.add(make_sequence(f"r{i}", 2, tenant=tenant))
-    step(scheduler)
-    assert scheduler.n_waiting_by_tenant() == {"a": 2, "b": 1, None: 1}

@@ -140,10 +140,6 @@ class Scheduler:
         """Tasks that sequences wait for. From any thread."""
         return self._waiting.task_names()
 
-    def n_waiting_by_tenant(self) -> dict[str | None, int]:
-        """How many sequences each tenant has waiting; tenants with none are left out. From any thread."""
-        return self._waiting.n_by_tenant()
-
     def debts_by_tenant(self) -> dict[str | None, int]:
         """Of every waiting tenant, the tokens it is behind the most served of its class. From any thread."""
         return self._waiting.debts_by_tenant()

@@ -15,13 +15,12 @@ class WaitingQueue:
 
     Adding, removing and finding the next take O(log clients), however many sequences wait.
     Invariant: every class in `_classes` has a sequence, `_priorities` are their sorted keys, and the counts agree.
-    Engine thread only, but for `n_by_tenant`, `task_names` and `debts_by_tenant`.
+    Engine thread only, but for `task_names` and `debts_by_tenant`.
     """
 
     def __init__(self) -> None:
         self._classes: dict[int, _PriorityClass] = {}
         self._priorities: list[int] = []
-        self._n_by_tenant: Counter[str | None] = Counter()
         self._n_by_task: Counter[str | None] = Counter()
 
     def __len__(self) -> int:
@@ -35,10 +34,6 @@ class WaitingQueue:
     def priorities(self) -> tuple[int, ...]:
         """Of the classes that have somebody waiting, the most urgent first."""
         return tuple(self._priorities)
-
-    def n_by_tenant(self) -> dict[str | None, int]:
-        """How many sequences each tenant has waiting; tenants with none are left out. From any thread."""
-        return dict(self._n_by_tenant)
 
     def task_names(self) -> tuple[str, ...]:
         """Tasks that sequences wait for. From any thread."""
@@ -84,10 +79,7 @@ class WaitingQueue:
         """Raise AssertionError if an invariant is broken. O(waiting)."""
         if self._priorities != sorted(self._classes) or not all(map(len, self._classes.values())):
             raise AssertionError("classes and priorities differ, or a class is empty")
-        everybody = list(self)
-        if Counter(sequence.tenant for sequence in everybody) != self._n_by_tenant:
-            raise AssertionError("the counts by tenant are wrong")
-        if Counter(sequence.task_name for sequence in everybody) != self._n_by_task:
+        if Counter(sequence.task_name for sequence in self) != self._n_by_task:
             raise AssertionError("the counts by task are wrong")
         for members in self._classes.values():
             members.check_integrity()
@@ -99,10 +91,9 @@ class WaitingQueue:
         return self._classes[sequence.priority]
 
     def _count(self, sequence: EngineSequence, change: int) -> None:
-        for counts, key in ((self._n_by_tenant, sequence.tenant), (self._n_by_task, sequence.task_name)):
-            counts[key] += change
-            if not counts[key]:
-                del counts[key]
+        self._n_by_task[sequence.task_name] += change
+        if not self._n_by_task[sequence.task_name]:
+            del self._n_by_task[sequence.task_name]
 
 
 class _PriorityClass:
