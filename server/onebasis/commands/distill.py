@@ -5,6 +5,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.progress import TaskID
 
 from onebasis.commands.console import BasisOption, ModelOption, ThreadsOption, progress_bars, say, set_threads
 from onebasis.core.errors import SetupError
@@ -65,13 +66,13 @@ def distill_command(
     distinct = tokenize_prompts(found, base.tokenizer, max_tokens=max_prompt_tokens)
     learning, held_out = split(distinct, n_validation=min(64, max(1, len(distinct) // 10)), seed=seed)
     with progress_bars() as progress:
-        bars: dict[str, int] = {}
+        bars: dict[str, TaskID] = {}
 
         def on_progress(news: Progress) -> None:
             if news.stage not in bars:
                 bars[news.stage] = progress.add_task(news.stage, total=news.total)
             text = news.stage if news.loss is None else f"{news.stage} loss {news.loss:.3f}"
-            progress.update(bars[news.stage], completed=news.done, description=text)  # type: ignore[arg-type]
+            progress.update(bars[news.stage], completed=news.done, description=text)
 
         report = distill_adapter(
             base,

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ def build_pack(
             task=name,
             recipe=FitRecipe(n_steps=PACK_STEPS[name], learning_rate=LEARNING_RATE),
             output=pack.coefficients(name),
-            on_step=lambda step, name=name: on_step(name, step),  # type: ignore[misc]
+            on_step=partial(on_step, name),
             is_correct=_scorer(task),
             metric=METRIC,
         )
