@@ -1,11 +1,15 @@
 """POST /v1/chat/completions: the template, roles, log-probabilities, streamed deltas."""
 
+import functools
+
 import pytest
 
-from tests.api.server import ok
+from tests.api.server import ok, refused
 from tests.api.tiny_model import BASE_NAME, EOS_ID
 
 PATH = "/v1/chat/completions"
+NESTED = functools.reduce(lambda inner, _: [inner], range(900), [])
+NOW = {"type": "function", "function": {"name": "now"}}
 TALK = [
     {"role": "system", "content": "the cat is in the house"},
     {"role": "user", "content": "where is the cat"},
@@ -51,6 +55,58 @@ def test_an_answer_can_be_sent_back_as_sdks_dump_it(server):
         server.chat(messages=[TALK[1], message, TALK[3]])["usage"]["prompt_tokens"] for message in (dumped, plain)
     )
     assert n_dumped == n_plain
+
+
+def test_a_prompt_may_end_with_its_last_message(server, tiny):
+    ids = tiny.tokenizer.apply_chat_template(TALK, add_generation_prompt=False, return_dict=False)
+    answer = server.chat(messages=TALK, add_generation_prompt=False)
+    assert answer["usage"]["prompt_tokens"] == len(ids) == server.chat(messages=TALK)["usage"]["prompt_tokens"] - 1
+    assert contents(answer) == [server.text(BASE_NAME, prompt=ids)]
+
+
+@pytest.mark.parametrize("generation_prompt", [{}, {"add_generation_prompt": False}, {"add_generation_prompt": None}])
+def test_the_last_message_can_be_continued(server, tiny, generation_prompt):
+    ids = tiny.tokenizer.apply_chat_template(TALK[:3], continue_final_message=True, return_dict=False)
+    answer = server.chat(messages=TALK[:3], continue_final_message=True, **generation_prompt)
+    assert contents(answer) == [server.text(BASE_NAME, prompt=ids)]
+    assert tiny.tokenizer.decode(ids).endswith("on the mat")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": TALK[:2]}, "continue_final_message"),
+        ({"messages": TALK[:3], "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"messages": TALK[:3], "tools": [NOW], "tool_choice": "required"}, "continue_final_message"),
+    ],
+    ids=["not the assistant's", "and one behind it", "tools"],
+)
+def test_what_can_not_be_continued_is_refused(server, body, param):
+    refused(server.post(PATH, continue_final_message=True, **body), 400, "invalid_parameter", param)
+
+
+def test_variables_of_the_template_can_be_set(server, tiny):
+    ids = tiny.tokenizer.apply_chat_template(TALK, add_generation_prompt=True, mood="kind", return_dict=False)
+    assert tiny.tokenizer.decode(ids).endswith("<|assistant|>kindkind ")
+    answer = server.chat(messages=TALK, chat_template_kwargs={"mood": "kind"})
+    assert contents(answer) == [server.text(BASE_NAME, prompt=ids)]
+    plain = server.chat(messages=TALK)
+    assert contents(server.chat(messages=TALK, chat_template_kwargs={})) == contents(plain)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["moods", "message", "messages", "tools", "chat_template", "tokenize", "eos_token", "raise_exception", "range"],
+)
+def test_what_is_no_variable_of_the_template_s_own_is_refused(server, name):
+    response = server.post(PATH, messages=TALK, chat_template_kwargs={name: "x"})
+    assert refused(response, 400, "invalid_parameter", "chat_template_kwargs").endswith("it has: mood")
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, None, NESTED], ids=["object", "null", "deep"])
+def test_a_value_that_the_template_fails_with_is_refused(server, value):
+    response = server.post(PATH, messages=TALK, chat_template_kwargs={"mood": value})
+    refused(response, 400, "invalid_parameter", "chat_template_kwargs")
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from tests.api.server import TASKS
+from tests.api.server import TASKS, refused
 from tests.api.tiny_model import BASE_NAME, EOS_ID, MAX_POSITIONS, N_VOCAB
 
 PATH = "/v1/completions"
+ONE_40 = {"max_tokens": 1, "logit_bias": {"40": 100}}
 
 
 def texts(answer):
@@ -95,6 +96,31 @@ def test_the_end_of_sequence_token_stops_unless_told_to_ignore_it(server):
     assert stopped["usage"]["completion_tokens"] == 1
     ignored = server.complete(**forced, ignore_eos=True)
     assert (ignored["usage"]["completion_tokens"], ignored["choices"][0]["finish_reason"]) == (3, "length")
+
+
+def test_nothing_ends_an_answer_before_min_tokens(server):
+    forced = {"max_tokens": 9, "min_tokens": 4, "logit_bias": {str(EOS_ID): 100, "40": 90}}
+    answer = server.complete(**forced, ignore_eos=False)
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (5, "stop")
+    both = server.complete(**forced, ignore_eos=False, stop_token_ids=[40])
+    assert both["usage"]["completion_tokens"] == 5 and texts(both) != texts(answer), "neither may come"
+    whole = server.complete(**forced, ignore_eos=True)
+    assert whole["usage"]["completion_tokens"] == 9, "a token that ends nothing may come from the start"
+
+
+def test_a_stop_string_ends_an_answer_after_min_tokens(server):
+    forced = {"max_tokens": 9, "logit_bias": {"40": 100}, "stop": "".join(texts(server.complete(**ONE_40)))}
+    assert texts(server.complete(**forced)) == [""]
+    (kept,) = texts(server.complete(**forced, min_tokens=3))
+    assert kept == forced["stop"] * 3
+    chunks = server.stream(PATH, prompt="the cat", **forced, min_tokens=3)
+    assert joined(chunks)[0] == {0: kept}
+
+
+def test_min_tokens_must_be_possible(server):
+    refused(server.post(PATH, prompt="a", max_tokens=3, min_tokens=4), 400, "invalid_parameter", "min_tokens")
+    shape = {"structured_outputs": {"choice": ["cat"]}}
+    refused(server.post(PATH, prompt="a", min_tokens=1, **shape), 400, "invalid_parameter", "min_tokens")
 
 
 def test_max_tokens_is_16_by_default(server):

@@ -34,6 +34,18 @@ def test_a_chat_s_tokens_are_the_prompt_of_its_answer(server):
     assert chat["message"]["content"] == server.text(BASE_NAME, prompt=tokens)
 
 
+def test_a_chat_s_prompt_can_be_shaped_as_for_its_answer(server, tiny):
+    talk = [*USER, {"role": "assistant", "content": "on"}]
+    for shape in (
+        {"continue_final_message": True},
+        {"add_generation_prompt": False, "chat_template_kwargs": {"mood": "a"}},
+    ):
+        (chat,) = server.chat(messages=talk, **shape)["choices"]
+        assert chat["message"]["content"] == server.text(
+            BASE_NAME, prompt=tokenize(server, messages=talk, **shape)["tokens"]
+        )
+
+
 def test_tokens_can_be_spelt(server, tiny):
     found = tokenize(server, prompt="the cat", return_token_strs=True)
     assert found["token_strs"] == tiny.tokenizer.convert_ids_to_tokens(found["tokens"])
@@ -58,6 +70,7 @@ def test_the_tokenizer_tells_its_special_tokens_and_template(server, tiny):
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": "a", "messages": USER}, "prompt"),
         ("/tokenize", {"messages": USER, "add_special_tokens": False}, "add_special_tokens"),
+        ("/tokenize", {"prompt": "a", "continue_final_message": True}, "continue_final_message"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": [N_VOCAB]}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),

@@ -154,7 +154,7 @@ def test_a_call_and_its_result_can_be_sent_back(server, hermes):
 def prompt_of(server, tools=None, messages=USER, tool_choice="required"):
     body = ChatBody(model=BASE_NAME, messages=messages, tools=tools, tool_choice=tool_choice if tools else None)
     services = server.parts.app.state.services
-    ids = encode_chat(body.messages, tool_use(body, services.tool_format), services.text)
+    ids = encode_chat(body.messages, tool_use(body, services.tool_format), services.text, body.template_inputs())
     return services.text.decode(list(ids), skip_special_tokens=False)
 
 

@@ -28,6 +28,7 @@ _CHAT_TEMPLATE = (
     "<|{{ message['role'] }}|>{{ message['content'] }}</s>"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% if mood is defined %}{{ mood * 2 }} {% endif %}"
 )
 
 

@@ -17,6 +17,7 @@ from onebasis.demo.demo_pack import DemoPack
 from onebasis.demo.embedded_model import MODEL_NAME
 from onebasis.demo.tasks import DEMO_TASKS
 from onebasis.model.adapted import StepTasks, adapt_model
+from onebasis.model.chat_template import TemplateInputs
 from onebasis.model.factors import load_basis
 from onebasis.model.loader import load_base
 from onebasis.wiring import Server, build_server
@@ -58,7 +59,7 @@ def cases(server: Server, pack: DemoPack) -> list[Case]:
     cases = []
     for i, task in enumerate(pack.tasks()):
         (example,) = DEMO_TASKS[task].examples("val", 1)
-        prompt_ids = services.text.encode_chat([{"role": "user", "content": example.prompt}])
+        prompt_ids = services.text.encode_chat([{"role": "user", "content": example.prompt}], TemplateInputs())
         cases.append(Case(task, prompt_ids, services.registry.resolve(task)))
         if i % 3 == 0:
             cases.append(Case(f"bare {task}", prompt_ids, None))

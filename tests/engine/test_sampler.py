@@ -14,8 +14,12 @@ N_VOCAB = 1300  # more than the sampler ranks before it sorts everything
 INF = math.inf
 
 
-def row(prompt_ids=(), output_ids=(), **params):
-    return SampleRow(SamplingParams(**params), output_ids, seen_ids=SeenTokens([*prompt_ids, *output_ids]).ids)
+def row(prompt_ids=(), output_ids=(), banned_ids=(), **params):
+    sampling = SamplingParams(**params)
+    seen = SeenTokens(prompt_ids)
+    for token_id in output_ids:
+        seen.add(token_id)
+    return SampleRow(sampling, output_ids, banned_ids=banned_ids, seen=seen if sampling.has_penalty else None)
 
 
 def tokens(logits, rows):
@@ -125,6 +129,7 @@ MIXED = [
     row(seed=5, repetition_penalty=1.3, prompt_ids=(1, 2, 3), output_ids=(7,)),
     row(seed=6, presence_penalty=0.5, frequency_penalty=-0.2, output_ids=(8, 8), n_logprobs=5),
     row(temperature=0.0, logit_bias={17: 100.0, 3: -100.0}),
+    row(temperature=0.0, banned_ids=(1, 2)),
 ]
 
 
@@ -206,6 +211,17 @@ def test_bias_and_penalties_move_a_logit_to_the_number_worked_out_by_hand(start,
     """Seen from outside: token 0 loses against a rival just above that number and wins against one just below."""
     logits = torch.tensor([[start, expected - 0.01, -50.0], [start, expected + 0.01, -50.0]])
     assert tokens(logits, [row(temperature=0.0, **params)] * 2) == [0, 1]
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"logit_bias": {0: 100.0}}], ids=str)
+def test_a_banned_token_does_not_come_and_the_others_come_as_if_it_were_not_there(params):
+    logits = torch.tensor([[5.0, 1.0, 4.0, 0.5]])
+    without = torch.tensor([[-INF, 1.0, -INF, 0.5]])
+    for seed in range(40):
+        banned = row(seed=seed, banned_ids=frozenset({0, 2}), **params)
+        assert tokens(logits, [banned]) == tokens(without, [row(seed=seed, **params)])
+    best = logits.argmax(dim=-1)
+    assert sample(logits, [row(banned_ids=(0,), temperature=0.0)], best)[0].token_id == 2
 
 
 def test_one_row_s_penalty_does_not_touch_another():

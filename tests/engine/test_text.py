@@ -29,9 +29,10 @@ class SpacesTokenizer(BytesTokenizer):
         return super().decode(token_ids, skip_special_tokens=skip_special_tokens).removeprefix(" ")
 
 
-def stream(pieces, stop=(), tokenizer=BytesTokenizer, behind=()):
+def stream(pieces, stop=(), tokenizer=BytesTokenizer, behind=(), min_tokens=0):
     """(joined text, whether a stop string ended it, text after each token) of an answer of these pieces."""
-    text = TextStream(tokenizer([*pieces, *behind]), stop, behind=range(len(pieces) + 1, len(pieces) + len(behind) + 1))
+    ids_behind = range(len(pieces) + 1, len(pieces) + len(behind) + 1)
+    text = TextStream(tokenizer([*pieces, *behind]), stop, min_tokens=min_tokens, behind=ids_behind)
     emitted = ""
     after = []
     for token_id in range(1, len(pieces) + 1):
@@ -172,6 +173,24 @@ def test_stop_strings_cut_wherever_the_tokens_are_split(text, points, stop):
     else:
         assert joined == text
     assert all(joined.startswith(given_out) for given_out in after)
+
+
+@given(
+    st.lists(st.text(alphabet="abS", max_size=3), max_size=12),
+    st.lists(st.text(alphabet="abS", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(0, 12),
+)
+def test_a_stop_string_counts_if_it_ends_behind_min_tokens(pieces, stop, min_tokens):
+    text = "".join(pieces)
+    n_safe = len("".join(pieces[:min_tokens]))
+    ends = [n for n in range(n_safe + 1, len(text) + 1) if any(text[:n].endswith(word) for word in stop)]
+    joined, stopped, _ = stream([piece.encode() for piece in pieces], stop, min_tokens=min_tokens)
+    assert stopped == bool(ends)
+    if not ends:
+        assert joined == text
+    else:
+        assert text.startswith(joined)
+        assert any(text.startswith(word, len(joined)) and len(joined) + len(word) > n_safe for word in stop)
 
 
 @given(texts, cut_points, st.text(alphabet="abS", min_size=1, max_size=3))

@@ -51,9 +51,9 @@ def test_what_the_answer_is_drawn_by_is_passed_on():
 
 
 def test_only_the_tokens_that_we_name_end_an_answer():
-    request = make_request("r", (5, 6), max_tokens=9, stop_token_ids=frozenset({4, 1}))
+    request = make_request("r", (5, 6), max_tokens=9, min_tokens=3, stop_token_ids=frozenset({4, 1}))
     found = vllm_sampling(request, NO_TASK)
-    assert (found.ignore_eos, found.stop_token_ids, found.max_tokens) == (True, [1, 4], 9)
+    assert (found.ignore_eos, found.stop_token_ids, found.max_tokens, found.min_tokens) == (True, [1, 4], 9, 3)
 
 
 def test_a_grammar_is_passed_on_as_lark():

@@ -55,6 +55,7 @@ class GenerationOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
+    min_tokens: int
     presence_penalty: float
     frequency_penalty: float
     repetition_penalty: float
@@ -81,8 +82,16 @@ class CompletionOptions(GenerationOptions, total=False):
 
 
 class ChatOptions(GenerationOptions, total=False):
-    """Of `chat`. Without a limit an answer may fill the context."""
+    """Of `chat`. Without a limit an answer may fill the context.
 
+    `add_generation_prompt`: by default the prompt ends where the assistant begins to speak.
+    `continue_final_message`: the answer goes on with the last message, which is the assistant's.
+    `chat_template_kwargs`: variables of the model's chat template.
+    """
+
+    add_generation_prompt: bool
+    continue_final_message: bool
+    chat_template_kwargs: Mapping[str, Any]
     max_tokens: int
     max_completion_tokens: int
     logprobs: bool

@@ -38,7 +38,7 @@ async def chat(request: Request, body: ChatBody, services: ServicesDep, caller: 
 
 def _plan(body: ChatBody, tools: ToolUse | None, services: Services, caller: Caller) -> Plan:
     task = select_task(body, services, caller)
-    prompt = encode_chat(body.messages, tools, services.text)
+    prompt = encode_chat(body.messages, tools, services.text, body.template_inputs())
     wanted = chat_grammar(body, tools, services.text)
     return plan_generation(
         body,
@@ -51,6 +51,7 @@ def _plan(body: ChatBody, tools: ToolUse | None, services: Services, caller: Cal
         limits=services.engine.limits,
         n_logprobs=body.n_logprobs,
         constraint=None if wanted is None else services.constraint(*wanted),
+        continues_text=body.continue_final_message,
         skip_special_tokens=tools is None or tools.format.marker not in services.text.special_tokens,
         caller=caller,
     )

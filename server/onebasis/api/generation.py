@@ -61,6 +61,7 @@ class Plan:
     prompts: tuple[tuple[int, ...], ...]
     n: int
     max_tokens: tuple[int, ...]
+    min_tokens: int
     sampling: SamplingParams
     seeds: tuple[int, ...]
     stop: tuple[str, ...]
@@ -123,6 +124,11 @@ def plan_generation(
             raise ContextLengthExceeded(
                 n_prompt=len(prompt), max_tokens=room, limit=limits.max_model_len, param=prompt_param
             )
+    lengths = [limits.max_model_len - len(prompt) if max_tokens is None else max_tokens for prompt in prompts]
+    if body.min_tokens > min(lengths):
+        raise InvalidParameter("min_tokens", f"is {body.min_tokens}, at most {min(lengths)} tokens may be generated")
+    if body.min_tokens and constraint is not None:
+        raise InvalidParameter("min_tokens", "can't go with a grammar, which says itself where the answer ends")
     timeout_s = limits.timeout_s(body.timeout)
     stop_token_ids = frozenset(body.stop_token_ids or ())
     _check_tokens("stop_token_ids", stop_token_ids, limits.n_vocab)
@@ -132,9 +138,8 @@ def plan_generation(
         task=task,
         prompts=tuple(prompts),
         n=n,
-        max_tokens=tuple(
-            max_tokens if max_tokens is not None else limits.max_model_len - len(prompt) for prompt in prompts
-        ),
+        max_tokens=tuple(lengths),
+        min_tokens=body.min_tokens,
         sampling=replace(_sampling(body, limits.n_vocab), n_logprobs=n_logprobs, n_prompt_logprobs=n_prompt_logprobs),
         seeds=tuple(_seed(body.seed, n_choice) for _ in prompts for n_choice in range(n)),
         stop=body.stop_strings(),
@@ -165,6 +170,7 @@ class Generation:
             TextStream(
                 text,
                 plan.stop,
+                min_tokens=plan.min_tokens,
                 behind=prompt[-_N_BEHIND:] if plan.continues_text else (),
                 skip_special_tokens=plan.skip_special_tokens,
             )
@@ -196,6 +202,7 @@ class Generation:
                     prompt_ids=self._plan.prompts[n_prompt],
                     task=self._plan.task,
                     max_tokens=max(1, self._plan.max_tokens[n_prompt]),
+                    min_tokens=self._plan.min_tokens,
                     sampling=replace(self._plan.sampling, seed=self._plan.seeds[index]),
                     stop_token_ids=self._plan.stop_token_ids,
                     sink=sink,

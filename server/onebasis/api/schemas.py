@@ -10,8 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from onebasis.api.json_object import JsonObject
 from onebasis.api.structured import ResponseFormat, StructuredOutputs
-from onebasis.api.tools import MAX_TOOLS, Tool, ToolCall, ToolChoice
+from onebasis.api.tools import MAX_TOOLS, Tool, ToolCall, ToolChoice, check_unicode
 from onebasis.core.errors import InvalidParameter
+from onebasis.model.chat_template import TemplateInputs
 
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
@@ -75,6 +76,7 @@ class GenerationBody(JsonObject):
     stop: StopText | Annotated[list[StopText], Field(max_length=16, fail_fast=True)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64, fail_fast=True)] | None = None
     ignore_eos: bool = False
+    min_tokens: Annotated[int, Field(ge=0, description="before these, nothing but `max_tokens` ends the answer")] = 0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -183,7 +185,38 @@ class ChatMessage(JsonObject):
         return "".join(part.text for part in self.content)
 
 
-class ChatBody(GenerationBody):
+class ChatPrompt(JsonObject):
+    """How messages become a prompt. Names and meaning as in vLLM."""
+
+    add_generation_prompt: Annotated[bool, Field(description="the prompt ends where the assistant speaks")] | None = (
+        None
+    )
+    continue_final_message: Annotated[bool, Field(description="the answer goes on with the last message")] = False
+    chat_template_kwargs: Annotated[dict[str, Any], Field(description="variables of the chat template")] | None = None
+
+    @field_validator("chat_template_kwargs", mode="after")
+    @classmethod
+    def _is_unicode(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        check_unicode("chat_template_kwargs", variables)
+        return variables
+
+    @model_validator(mode="after")
+    def _one_end(self) -> "ChatPrompt":
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidParameter("add_generation_prompt", "nothing can come behind a message that is continued")
+        return self
+
+    def template_inputs(self) -> TemplateInputs:
+        """The same for the template."""
+        generation_prompt = self.add_generation_prompt
+        return TemplateInputs(
+            add_generation_prompt=not self.continue_final_message if generation_prompt is None else generation_prompt,
+            continue_final_message=self.continue_final_message,
+            variables=self.chat_template_kwargs or {},
+        )
+
+
+class ChatBody(GenerationBody, ChatPrompt):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from onebasis.api.auth import GENERATE, CallerDep
 from onebasis.api.deps import Services, ServicesDep
 from onebasis.api.json_object import JsonObject
-from onebasis.api.schemas import ChatMessage, TokenId
+from onebasis.api.schemas import ChatMessage, ChatPrompt, TokenId
 from onebasis.api.tool_use import encode_chat
 from onebasis.core.errors import InvalidParameter
 from onebasis.identity.caller import Caller
@@ -18,7 +18,7 @@ router = APIRouter(tags=["tokenizer"], dependencies=[GENERATE])
 ModelName = Annotated[str, Field(min_length=1, description="checked if it is given; all share one tokenizer")]
 
 
-class TokenizeBody(JsonObject):
+class TokenizeBody(ChatPrompt):
     """A text or a chat."""
 
     model: ModelName | None = None
@@ -33,6 +33,9 @@ class TokenizeBody(JsonObject):
             raise InvalidParameter("prompt", "needs either prompt or messages")
         if self.messages is not None and not self.add_special_tokens:
             raise InvalidParameter("add_special_tokens", "a chat's special tokens are its template's; leave it out")
+        of_chats = sorted(self.model_fields_set & ChatPrompt.model_fields.keys())
+        if self.messages is None and of_chats:
+            raise InvalidParameter(of_chats[0], "needs messages")
         return self
 
 
@@ -46,7 +49,7 @@ def tokenize(body: TokenizeBody, services: ServicesDep, caller: CallerDep) -> di
     """The tokens that a generation with this prompt or these messages would begin with."""
     _check_model(body.model, services, caller)
     if body.messages is not None:
-        tokens = encode_chat(body.messages, None, services.text)
+        tokens = encode_chat(body.messages, None, services.text, body.template_inputs())
     else:
         tokens = services.text.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
     return {

@@ -15,6 +15,7 @@ from onebasis.api.tool_formats import (
 )
 from onebasis.api.tools import FunctionTool, ToolChoice
 from onebasis.core.errors import InvalidParameter, UnsupportedParameter
+from onebasis.model.chat_template import TemplateInputs
 from onebasis.model.text import ModelText
 
 
@@ -92,15 +93,21 @@ def chat_grammar(body: ChatBody, tools: ToolUse | None, text: ModelText) -> tupl
     return "tools", text_with_calls_grammar(tools.format, tools.callable)
 
 
-def encode_chat(messages: Sequence[ChatMessage], tools: ToolUse | None, text: ModelText) -> tuple[int, ...]:
+def encode_chat(
+    messages: Sequence[ChatMessage], tools: ToolUse | None, text: ModelText, inputs: TemplateInputs
+) -> tuple[int, ...]:
     """The prompt. A template that knows no tools gets them, their calls and results as plain messages.
 
     Raises:
         InvalidParameter, ContextLengthExceeded.
     """
+    if inputs.continue_final_message and (messages[-1].role != "assistant" or messages[-1].tool_calls is not None):
+        raise InvalidParameter("continue_final_message", "the last message must be the assistant's, without calls")
+    if inputs.continue_final_message and tools is not None:
+        raise InvalidParameter("continue_final_message", "can't go with tools; send tool_choice none")
     if text.template_knows_tools:
         told = None if tools is None else [function.as_template_input() for function in tools.told]
-        return text.encode_chat([_as_template_input(message) for message in messages], told)
+        return text.encode_chat([_as_template_input(message) for message in messages], inputs, told)
     tool_format = PLAIN_FORMAT if tools is None else tools.format
     plain = [_without_tools(message, tool_format) for message in messages]
     if tools is not None:
@@ -109,7 +116,7 @@ def encode_chat(messages: Sequence[ChatMessage], tools: ToolUse | None, text: Mo
             plain[0] = {"role": "system", "content": f"{plain[0]['content']}\n\n{prompt}"}
         else:
             plain.insert(0, {"role": "system", "content": prompt})
-    return text.encode_chat(plain)
+    return text.encode_chat(plain, inputs)
 
 
 def _as_template_input(message: ChatMessage) -> dict[str, Any]:

@@ -95,6 +95,10 @@ class SamplingParams:
     n_logprobs: int | None = None
     n_prompt_logprobs: int | None = None
 
+    @property
+    def has_penalty(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
 
 class ConstraintState(Protocol):
     """How far one answer has come in its grammar. Engine thread only."""
@@ -186,6 +190,7 @@ class GenerateRequest:
         tenant: whose request it is, for fair shares; None where nobody is told apart.
         priority: lower is served first (vLLM's convention).
         traceparent: W3C's name of the span that this is part of; None where nobody traces.
+        min_tokens: so many come before one of `stop_token_ids` may; 0 with a constraint, which has an end of its own.
         deadline_s: time.monotonic() after which the answer is worth nothing; None for no limit.
         needs_prompt_logits: the logits of the prompt's tokens are wanted, so they are computed, never taken from the
             prefix cache.
@@ -204,6 +209,7 @@ class GenerateRequest:
     priority: int = 0
     deadline_s: float | None = None
     traceparent: str | None = None
+    min_tokens: int = 0
 
     @property
     def needs_prompt_logits(self) -> bool:

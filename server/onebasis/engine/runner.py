@@ -123,7 +123,8 @@ class Runner:
                 sequence.request.sampling,
                 sequence.output_ids,
                 allowed=None if sequence.constraint is None else sequence.constraint.allowed,
-                seen_ids=None if sequence.seen is None else sequence.seen.ids,
+                seen=sequence.seen,
+                banned_ids=sequence.banned_ids,
             )
             for sequence in sampling
         ]

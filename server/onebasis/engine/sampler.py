@@ -1,8 +1,7 @@
 """From logits to one token for every sequence of a step."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onebasis.core.request import SamplingParams, TokenLogprobs
+from onebasis.engine.seen_tokens import SeenTokens
 
 _GREEDY_BELOW = 1e-5  # a temperature under this is 0 in effect, and float32 could not divide by it safely
 _UNIFORM_BITS = 24  # what float32 holds exactly, so that a draw can't be rounded up to 1
@@ -26,7 +26,8 @@ class SampleRow:
     params: SamplingParams
     output_ids: Sequence[int]  # generated so far
     allowed: NDArray[np.bool_] | None = None  # [n_vocab] tokens that the row's grammar lets come next; None: all
-    seen_ids: NDArray[np.int64] | None = None  # each token of prompt and output once; for repetition_penalty
+    banned_ids: Collection[int] = ()  # tokens that may not come yet
+    seen: SeenTokens | None = None  # the prompt's and the output's; None where no penalty looks at them
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class _Ranking:
 def sample(logits: Tensor, rows: Sequence[SampleRow], best: Tensor | None = None) -> list[Sampled]:
     """Choose one token per row, as each row's SamplingParams say.
 
-    Order: logit_bias, repetition penalty, frequency and presence penalty, the tokens that are allowed,
+    Order: logit_bias, repetition penalty, frequency and presence penalty, tokens that are banned or not allowed,
     temperature, min_p, top_k, top_p.
     A draw depends on the row's logits, its seed and len(output_ids), never on the other rows or on earlier
     calls. Of equal logits the lowest id comes first everywhere. All-greedy rows cost one argmax.
@@ -67,7 +68,7 @@ def sample(logits: Tensor, rows: Sequence[SampleRow], best: Tensor | None = None
         raise ValueError(f"logits: needed [{len(rows)}, n_vocab], found {list(logits.shape)}")
     if best is not None and all(_takes_the_best(row) for row in rows):
         return [Sampled(token_id, None) for token_id in best.tolist()]
-    shaped = _bias_and_penalise(logits, rows)
+    shaped = _shape(logits, rows)
     token_ids = best.clone() if best is not None and shaped is logits else shaped.argmax(dim=-1)
     random = [i for i, row in enumerate(rows) if row.params.temperature >= _GREEDY_BELOW]
     greedy = [i for i, row in enumerate(rows) if row.params.temperature < _GREEDY_BELOW and row.allowed is not None]
@@ -109,12 +110,7 @@ def _takes_the_best(row: SampleRow) -> bool:
     """Nothing but the highest logit counts. For most steps of most servers it is so for all rows."""
     params = row.params
     return (
-        params.temperature < _GREEDY_BELOW
-        and row.allowed is None
-        and not params.logit_bias
-        and params.repetition_penalty == 1.0
-        and not (params.presence_penalty or params.frequency_penalty)
-        and params.n_logprobs is None
+        params.temperature < _GREEDY_BELOW and row.allowed is None and not _is_shaped(row) and params.n_logprobs is None
     )
 
 
@@ -122,44 +118,34 @@ def _is_filtered(params: SamplingParams) -> bool:
     return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
-def _bias_and_penalise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """float32 copy with bias and penalties applied; the argument itself where no row has any."""
-    bias = [(i, t, b) for i, row in enumerate(rows) for t, b in row.params.logit_bias.items()]
-    seen = [
-        (i, torch.from_numpy(row.seen_ids).to(logits.device), row.params.repetition_penalty)
-        for i, row in enumerate(rows)
-        if row.seen_ids is not None and row.params.repetition_penalty != 1.0
-    ]
-    generated = [
-        (i, t, -row.params.presence_penalty - n * row.params.frequency_penalty)
-        for i, row in enumerate(rows)
-        if row.params.presence_penalty or row.params.frequency_penalty
-        for t, n in Counter(row.output_ids).items()
-    ]
-    if not (bias or seen or generated):
+def _is_shaped(row: SampleRow) -> bool:
+    return bool(row.params.logit_bias) or row.seen is not None or bool(row.banned_ids)
+
+
+def _shape(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """float32 copy with biases, penalties and bans applied; the argument itself where no row has any."""
+    if not any(map(_is_shaped, rows)):
         return logits
     shaped = logits.to(torch.float32, copy=True)
-    _add(shaped, bias)
-    for i, token_ids, factor in seen:
-        before = shaped[i, token_ids]
-        shaped[i, token_ids] = torch.where(before > 0, before / factor, before * factor)
-    _add(shaped, generated)
+    for of_row, row in zip(shaped, rows, strict=True):
+        if row.params.logit_bias:
+            ids, biases = zip(*row.params.logit_bias.items(), strict=True)
+            of_row[torch.tensor(ids, device=logits.device)] += torch.tensor(biases, device=logits.device)
+        if row.seen is not None:
+            _penalise(of_row, row.params, row.seen)
+        if row.banned_ids:
+            of_row[torch.tensor(list(row.banned_ids), device=logits.device)] = -math.inf
     return shaped
 
 
-def _add(logits: Tensor, cells: list[tuple[int, int, float]]) -> None:
-    if cells:
-        at_row, at_token, amount = _cells(cells, logits.device)
-        logits[at_row, at_token] += amount  # no cell is named twice
-
-
-def _cells(cells: list[tuple[int, int, float]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    at_row, at_token, numbers = zip(*cells, strict=True)
-    return (
-        torch.tensor(at_row, device=device),
-        torch.tensor(at_token, device=device),
-        torch.tensor(numbers, dtype=torch.float32, device=device),
-    )
+def _penalise(logits: Tensor, params: SamplingParams, seen: SeenTokens) -> None:
+    """Change one row in place. logits: [n_vocab] float32."""
+    ids = torch.from_numpy(seen.ids).to(logits.device)
+    of_seen = logits[ids]
+    of_seen = torch.where(of_seen > 0, of_seen / params.repetition_penalty, of_seen * params.repetition_penalty)
+    n = seen.n_generated
+    amount = (n > 0) * params.presence_penalty + n * params.frequency_penalty
+    logits[ids] = of_seen - torch.from_numpy(amount).to(logits.device, torch.float32)
 
 
 def _only_allowed(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:

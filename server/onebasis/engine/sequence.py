@@ -14,7 +14,7 @@ class EngineSequence:
     `prompt_logprobs`.
 
     Attributes:
-        seen: its distinct tokens; None where nothing asks for them.
+        seen: its distinct tokens; None where no penalty asks for them.
         n_cached_tokens: prompt tokens that were in the prefix cache when it was first admitted.
         block_keys: what its first blocks are called in the prefix cache, as far as somebody asked.
         ticket: its place in the order of first admission, from 1; 0 before that. The lower, the older.
@@ -25,7 +25,7 @@ class EngineSequence:
         self.output_ids: list[int] = []
         self.prompt_logprobs: list[TokenLogprobs] = []  # of prompt tokens 1, 2 and so on, as far as they are known
         self.constraint: ConstraintState | None = None if request.constraint is None else request.constraint.start()
-        self.seen = None if request.sampling.repetition_penalty == 1.0 else SeenTokens(request.prompt_ids)
+        self.seen = SeenTokens(request.prompt_ids) if request.sampling.has_penalty else None
         self.n_computed = 0
         self.n_cached_tokens = 0
         self.blocks: list[int] = []
@@ -57,6 +57,11 @@ class EngineSequence:
     def n_tokens(self) -> int:
         """Prompt and output so far."""
         return len(self.request.prompt_ids) + len(self.output_ids)
+
+    @property
+    def banned_ids(self) -> frozenset[int]:
+        """Tokens that would end it before it has as many as it was asked for."""
+        return self.request.stop_token_ids if len(self.output_ids) < self.request.min_tokens else frozenset()
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Tokens `start` to `end` of prompt and output."""

@@ -31,6 +31,7 @@ class TextStream:
     Time is linear in the tokens, also of those that never become a character.
 
     Args:
+        min_tokens: a stop string that is whole before this many tokens have come ends nothing, as in vLLM.
         behind: tokens that the answer follows, so that the space before its first word is not taken for the one at
             the start of a text, which some tokenizers leave out. Their own text is not given out.
     """
@@ -40,22 +41,27 @@ class TextStream:
         tokenizer: Detokenizer,
         stop: Sequence[str] = (),
         *,
+        min_tokens: int = 0,
         behind: Sequence[int] = (),
         skip_special_tokens: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._stop = tuple(stop)
+        self._min_tokens = min_tokens
+        self._n_tokens = 0
         self._n_held = max((len(text) for text in stop), default=1) - 1
         self._ids = list(behind)
         self._context = 0  # ids before this are no longer looked at
         self._decoded = len(self._ids)  # ids before this are in the text, but perhaps for some last bytes
         self._n_known = len(self._decode(self._ids))  # characters of the ids from _context on that are in the text
         self._held = ""
+        self._n_safe = 0  # characters of `_held` in which no stop string may end
 
     def push(self, token_id: int) -> TextDelta:
         """Take the next token."""
         self._ids.append(token_id)
+        self._n_tokens += 1
         return self._emit(self._new_text(final=False), final=False)
 
     def finish(self) -> TextDelta:
@@ -87,12 +93,15 @@ class TextStream:
 
     def _emit(self, new: str, *, final: bool) -> TextDelta:
         text = self._held + new
-        found = [position for position in map(text.find, self._stop) if position >= 0]
-        if found:
+        if self._n_tokens <= self._min_tokens:
+            self._n_safe = len(text)
+        found = [text.find(stop, max(0, self._n_safe - len(stop) + 1)) for stop in self._stop]
+        if any(position >= 0 for position in found):
             self._held = ""
-            return TextDelta(text[: min(found)], stopped=True)
+            return TextDelta(text[: min(position for position in found if position >= 0)], stopped=True)
         n_ready = len(text) if final else max(0, len(text) - self._n_held)
         self._held = text[n_ready:]
+        self._n_safe = max(0, self._n_safe - n_ready)
         return TextDelta(text[:n_ready])
 
     def _decode(self, token_ids: list[int]) -> str:

@@ -1,13 +1,12 @@
 """The text side of a model: prompts to tokens, tokens to text. Safe to use from several threads."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from onebasis.core.errors import ContextLengthExceeded, InvalidParameter
+from onebasis.core.errors import ContextLengthExceeded
+from onebasis.model.chat_template import ChatTemplate, TemplateInputs
 
 
 class ModelText:
@@ -24,6 +23,7 @@ class ModelText:
         self._max_tokens = max_tokens
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._decode = _decoder(tokenizer)
+        self._chat_template = ChatTemplate(tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokens of plain text, with the special tokens that the model expects at the start.
@@ -37,7 +37,7 @@ class ModelText:
     @property
     def template_knows_tools(self) -> bool:
         """The chat template says what tools there are; otherwise they have to be told in a message."""
-        return re.search(r"\btools\b", str(self._tokenizer.chat_template)) is not None
+        return self._chat_template.knows_tools
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
@@ -46,24 +46,20 @@ class ModelText:
         return dict(zip(tokens, self._tokenizer.all_special_ids, strict=True))
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        inputs: TemplateInputs,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> tuple[int, ...]:
-        """Tokens of a chat through the model's template, up to where the assistant speaks.
+        """Tokens of a chat through the model's template.
 
         Raises:
-            InvalidParameter: the model has no template, or its template refuses these messages.
+            InvalidParameter: the model has no template, or it refuses these messages or inputs.
             ContextLengthExceeded: as `encode`.
         """
-        self._check_length(sum(len(message["content"]) for message in messages), "messages")
-        if self._tokenizer.chat_template is None:
-            raise InvalidParameter("messages", "this model has no chat template; use /v1/completions")
-        try:
-            token_ids = self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=True, return_dict=False
-            )
-        except TemplateError as error:
-            raise InvalidParameter("messages", f"the model's chat template refuses them: {error}") from error
-        return tuple(token_ids)
+        n_characters = sum(len(message["content"]) for message in messages) + inputs.n_characters
+        self._check_length(n_characters, "messages")
+        return self._chat_template.encode(messages, inputs, tools)
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of tokens."""

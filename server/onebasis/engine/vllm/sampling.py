@@ -45,6 +45,7 @@ def vllm_sampling(request: GenerateRequest, arguments: RequestArguments) -> Samp
             logprobs=ours.n_logprobs,
             prompt_logprobs=ours.n_prompt_logprobs,
             max_tokens=request.max_tokens,
+            min_tokens=request.min_tokens,
             stop_token_ids=sorted(request.stop_token_ids),
             ignore_eos=True,  # where it ends the answer, it is among those
             structured_outputs=None
