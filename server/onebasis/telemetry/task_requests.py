@@ -13,11 +13,12 @@ _MAX_SCORES = 10_000
 
 
 class TaskRequests(Collector):
-    """Invariant: `_shown` has at most `n_shown` tasks, and all counts together are the number of ended requests.
+    """Invariant: `_shown` has at most `n_shown` tasks, and a series rises by the requests that ended, never otherwise.
 
     The busiest tasks are shown by name, the others together. A score is the number of a task's requests, halved now
-    and then, so it follows the rate. A task that has twice the score of the quietest shown one takes its place: what
-    the quiet one had counted goes to the others, so no sum ever falls. Any thread, under `_lock`.
+    and then, so it follows the rate. A task that has twice the score of the quietest shown one takes its place. The
+    series of the quiet one ends: its count is not moved to the others, where Prometheus would take it for requests of
+    this moment. Any thread, under `_lock`.
     """
 
     def __init__(self, *, n_shown: int, half_life: int) -> None:
@@ -67,5 +68,5 @@ class TaskRequests(Collector):
             quietest = min(self._shown, key=lambda name: self._scores.get(name, 0.0))
             if self._scores.get(task, 0.0) < 2.0 * max(1.0, self._scores.get(quietest, 0.0)):
                 return
-            self._others.update(self._shown.pop(quietest))
+            del self._shown[quietest]
         self._shown[task] = Counter()
