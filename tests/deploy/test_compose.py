@@ -38,6 +38,15 @@ def test_our_containers_may_do_no_more_than_they_need(name):
     assert service["security_opt"] == ["no-new-privileges:true"]
 
 
+def test_new_volumes_belong_to_those_who_write_there():
+    """A new volume takes the owner of the folder that the image has in its place; root without capabilities may
+    not write into another's."""
+    (made,) = re.findall(r"install -d -o 10001 -g 10001 (.+)", (DEPLOY / "image" / "Dockerfile").read_text())
+    mounted = [mount.split(":") for name in OURS for mount in SERVICES[name].get("volumes", [])]
+    assert {place for source, place, *_ in mounted if source in FILE["volumes"]} <= set(made.split())
+    assert [name for name in OURS if "user" in SERVICES[name]] == []
+
+
 def test_nothing_listens_beyond_this_machine():
     """Nobody is asked for a key here."""
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
