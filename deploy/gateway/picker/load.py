@@ -38,7 +38,7 @@ def parse_load(page: str) -> Load:
     """
     try:
         return _load(_newest(page))
-    except (LookupError, ValueError) as error:
+    except (LookupError, ValueError, OverflowError) as error:
         raise NotOurs(f"{error!r} on its page of metrics") from None
 
 

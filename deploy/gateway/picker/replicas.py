@@ -34,6 +34,7 @@ class Replicas:
     def __init__(self, names: Sequence[str], *, interval_s: float) -> None:
         self._names = [(host, int(port)) for host, _, port in (name.rpartition(":") for name in names)]
         self._interval_s = interval_s
+        self._resolved: dict[tuple[str, int], set[str]] = {}  # endpoints by name
         self._loads: dict[str, Load] = {}
         self._asked_s: dict[str, float] = {}
         self._n_picked: Counter[str] = Counter()
@@ -57,10 +58,10 @@ class Replicas:
         """Until it is cancelled."""
         watchers: dict[str, asyncio.Task[None]] = {}
         async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client, asyncio.TaskGroup() as group:
-            await asyncio.gather(*(self._ask(client, endpoint) for endpoint in await self._endpoints(known=set())))
+            await asyncio.gather(*(self._ask(client, endpoint) for endpoint in await self._endpoints()))
             self.looked.set()
             while True:
-                endpoints = await self._endpoints(known=set(watchers))
+                endpoints = await self._endpoints()
                 for endpoint in watchers.keys() - endpoints:
                     watchers.pop(endpoint).cancel()
                     self._loads.pop(endpoint, None)
@@ -68,18 +69,17 @@ class Replicas:
                     watchers[endpoint] = group.create_task(self._watch_one(client, endpoint))
                 await asyncio.sleep(_RESOLVE_S)
 
-    async def _endpoints(self, known: set[str]) -> set[str]:
-        """Of all names; what is known when a name can't be resolved just now."""
+    async def _endpoints(self) -> set[str]:
+        """Of all names; of one that can't be resolved just now, what it stood for before."""
         loop = asyncio.get_running_loop()
-        found = set()
         for host, port in self._names:
             try:
                 answers = await loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
             except OSError as error:
                 _log.warning("%s can't be resolved: %s", host, error)
-                return known
-            found |= {f"{address}:{port}" for *_, (address, *_) in answers}
-        return found
+                continue
+            self._resolved[host, port] = {f"{address}:{port}" for *_, (address, *_) in answers}
+        return set[str]().union(*self._resolved.values())
 
     async def _watch_one(self, client: httpx.AsyncClient, endpoint: str) -> None:
         while True:
@@ -90,8 +90,7 @@ class Replicas:
         try:
             ready = await client.get(f"http://{endpoint}/health/ready")
             n_picked = self._n_picked[endpoint]
-            page = await client.get(f"http://{endpoint}/metrics")
-            load = parse_load(page.text) if ready.is_success else None
+            load = await _load_of(client, endpoint) if ready.is_success else None
         except httpx.TimeoutException:
             return  # slow is not gone; `ready` forgets it after _FRESH_S
         except (httpx.HTTPError, NotOurs) as error:
@@ -105,3 +104,8 @@ class Replicas:
         self._loads[endpoint] = load
         self._asked_s[endpoint] = time.monotonic()
         self._n_picked[endpoint] -= n_picked
+
+
+async def _load_of(client: httpx.AsyncClient, endpoint: str) -> Load:
+    page = await client.get(f"http://{endpoint}/metrics")
+    return parse_load(page.text)

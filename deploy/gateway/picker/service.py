@@ -60,7 +60,7 @@ def task_of(body: bytes) -> str | None:
     """What `model` names, without its digest; None where there is no such thing: the replica says what is wrong."""
     try:
         model = json.loads(body)["model"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return model.partition("@")[0] if isinstance(model, str) else None
 

@@ -3,12 +3,18 @@
 import asyncio
 import json
 import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
 from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
+from picker import replicas as watched
 from picker.load import Load, NotOurs, parse_load
+from picker.replicas import Replicas
 from picker.scores import affinity, ranked
 from picker.service import Picker, task_of
 
@@ -59,6 +65,13 @@ def test_a_page_without_a_metric_is_not_taken_for_an_idle_replica(page, name):
         parse_load("\n".join(line for line in page.splitlines() if not line.startswith(f"{name}{{")))
 
 
+def test_a_page_with_a_number_that_can_not_be_is_refused(page):
+    (line,) = [line for line in page.splitlines() if line.startswith("vllm:num_requests_waiting{")]
+    for value in ("+Inf", "NaN", "many"):
+        with pytest.raises(NotOurs):
+            parse_load(page.replace(line, f"{line.rpartition(' ')[0]} {value}"))
+
+
 def test_a_task_prefers_where_it_is_at_work_then_where_there_is_room():
     full = Load(running_tasks=frozenset({"a", "b"}), waiting_tasks=frozenset({"c"}), max_tasks=3)
     assert [affinity(full, task) for task in ("a", "c", "d")] == [1.0, 0.6, 0.0]
@@ -96,6 +109,7 @@ def test_equals_share_the_requests():
         (b'{"prompt": "x"}', None),
         (b"[1]", None),
         (b"\xff{", None),
+        (b"[" * 200_000, None),
         (b"", None),
     ],
 )
@@ -163,3 +177,56 @@ def test_where_nobody_is_ready_the_gateway_decides():
     [answer] = exchange(Known({}), headers("GET", "/v1/models", is_all=True))
     assert answer.HasField("request_headers")
     assert destination(answer.request_headers.response) == {}
+
+
+@asynccontextmanager
+async def watching(names: list[str], answer: Callable, monkeypatch) -> AsyncIterator[Replicas]:
+    """The picker's view of replicas that answer so."""
+    client = httpx.AsyncClient
+    monkeypatch.setattr(
+        watched.httpx, "AsyncClient", lambda **_: client(transport=httpx.MockTransport(answer), timeout=1)
+    )
+    replicas = Replicas(names, interval_s=0.01)
+    task = asyncio.create_task(replicas.watch())
+    try:
+        await asyncio.wait_for(replicas.looked.wait(), 10)
+        yield replicas
+    finally:
+        task.cancel()
+
+
+def test_a_name_that_does_not_resolve_takes_no_other_with_it(page, monkeypatch):
+    def resolve(host: str, port: int, *_: object) -> list:
+        if host == "gone":
+            raise socket.gaierror("no such name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))]
+
+    async def ready() -> set[str]:
+        async with watching(
+            ["10.0.0.1:1", "gone:1"], lambda _: httpx.Response(200, text=page), monkeypatch
+        ) as replicas:
+            return set(replicas.ready())
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert asyncio.run(ready()) == {"10.0.0.1:1"}
+
+
+def test_a_replica_that_is_not_ready_is_left_out_however_slow_its_metrics_are(page, monkeypatch):
+    is_leaving = False
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if not is_leaving:
+            return httpx.Response(200, text=page)
+        if request.url.path == "/metrics":
+            raise httpx.ReadTimeout("slow")
+        return httpx.Response(503)
+
+    async def left() -> set[str]:
+        nonlocal is_leaving
+        async with watching(["127.0.0.1:1"], answer, monkeypatch) as replicas:
+            assert set(replicas.ready()) == {"127.0.0.1:1"}
+            is_leaving = True
+            await asyncio.sleep(0.5)
+            return set(replicas.ready())
+
+    assert asyncio.run(left()) == set()
