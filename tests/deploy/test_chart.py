@@ -236,6 +236,14 @@ def test_keys_of_a_trial_are_in_the_form_that_the_server_reads(tmp_path):
     assert secret["stringData"]["client-key"] in path.read_text()
 
 
+@pytest.mark.parametrize("key", ["*" + "a" * 31, "'" + "a" * 31, "1" * 32, "a" * 31 + ":", 'a"\\' + "a" * 29])
+def test_a_key_of_any_visible_characters_arrives_as_it_was_given(key, tmp_path):
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump({"auth": {"keys": [{"scopes": ["generate", "register"], "key": key}]}}))
+    secret = one(chart(path), "Secret")["stringData"]
+    assert secret == {"api-keys": f"generate,register {key}\n", "client-key": key}
+
+
 def test_a_packaged_chart_renders_the_same(tmp_path):
     """Rules and dashboards are links to another folder here; the package has to carry them."""
     output_of("helm", "package", CHART, "--destination", tmp_path)
