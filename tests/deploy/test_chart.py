@@ -285,6 +285,13 @@ def test_notes_say_what_is_needed_and_what_to_do_next():
         ({"auth": {"allowUnauthenticated": True, "keys": [{"scopes": ["admin"], "key": "a" * 32}]}}, "drop one"),
         ({"auth": {"keys": [{"scopes": ["generate"], "key": "a" * 32}]}}, "the first key serves the register Job"),
         ({"auth": {"keys": [{"scopes": ["generate"], "key": "short"}]}}, "does not match pattern"),
+        (
+            {"register": {"enabled": True, "volume": {"configMap": {"name": "a"}}}, "model": {"basis": ""}},
+            "register.enabled needs model.basis",
+        ),
+        ({"device": "cuda", "resources": {"limits": {"nvidia.com/gpu": 2}}}, "the chart counts nvidia.com/gpu itself"),
+        ({"strategy": {"rollingUpdate": {"maxSurge": 0}}}, "no pod could be replaced"),
+        ({"strategy": {"rollingUpdate": {"maxSurge": "0%", "maxUnavailable": "0%"}}}, "no pod could be replaced"),
         ({"image": {"tag": "latest"}}, "'/image/tag'"),
         ({"image": {"digest": "sha256:12"}}, "'/image/digest'"),
         ({"model": {"path": "../etc"}}, "'/model/path'"),
@@ -295,6 +302,14 @@ def test_notes_say_what_is_needed_and_what_to_do_next():
         ({"register": {"schedule": "often"}}, "'/register/schedule'"),
         ({"resources": {"limits": {"memory": None}}}, "missing property 'memory'"),
         ({"unknown": 1}, "additional properties 'unknown' not allowed"),
+        (
+            {
+                "options": {"protect_metrics": True},
+                "auth": {"allowUnauthenticated": True},
+                "monitoring": {"serviceMonitor": {"enabled": True}},
+            },
+            "monitoring.serviceMonitor has no key",
+        ),
     ],
     ids=str,
 )

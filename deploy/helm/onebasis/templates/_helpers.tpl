@@ -104,11 +104,26 @@ securityContext:
 {{- if and .Values.gateway.inferencePool.enabled .Values.options.protect_metrics }}
 {{- fail "options.protect_metrics shuts out the endpoint picker of gateway.inferencePool, which scrapes without a key: drop one" }}
 {{- end }}
+{{- if and .Values.monitoring.serviceMonitor.enabled .Values.options.protect_metrics .Values.auth.allowUnauthenticated }}
+{{- fail "monitoring.serviceMonitor has no key for options.protect_metrics where auth.allowUnauthenticated is set: drop one" }}
+{{- end }}
 {{- if and (or .Values.gateway.objectives .Values.gateway.rewrites) (not .Values.gateway.inferencePool.enabled) }}
 {{- fail "gateway.objectives and gateway.rewrites are read by an endpoint picker: set gateway.inferencePool.enabled" }}
 {{- end }}
 {{- if and .Values.register.enabled (not .Values.register.volume) (not .Values.model.demo) }}
 {{- fail "register.enabled needs register.volume, a volume with *.coef.safetensors (or model.demo)" }}
+{{- end }}
+{{- if and .Values.register.enabled (not .Values.model.basis) (not .Values.model.demo) }}
+{{- fail "register.enabled needs model.basis: a server of the base alone takes no tasks" }}
+{{- end }}
+{{- if hasKey .Values.resources.limits "nvidia.com/gpu" }}
+{{- fail "resources.limits: the chart counts nvidia.com/gpu itself, from device and options.tensor_parallel_size" }}
+{{- end }}
+{{- $none := list "0" "0%" }}
+{{- with .Values.strategy }}
+{{- if and (eq .type "RollingUpdate") .rollingUpdate (has (toString .rollingUpdate.maxSurge) $none) (has (toString .rollingUpdate.maxUnavailable) $none) }}
+{{- fail "strategy.rollingUpdate: with maxSurge 0 and maxUnavailable 0 no pod could be replaced; set one of them to 1" }}
+{{- end }}
 {{- end }}
 {{- range list "tensor_parallel_size" "pipeline_parallel_size" }}
 {{- if and (gt (int (get $.Values.options .)) 1) (ne (include "onebasis.engine" $) "vllm") }}
