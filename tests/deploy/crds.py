@@ -93,7 +93,10 @@ _SCALED_OBJECT: Final = _object(
             _object(
                 {
                     "type": {"const": "prometheus"},
-                    "metadata": _object({"serverAddress": _TEXT, "query": _TEXT, "threshold": {"pattern": "^[0-9]+$"}}),
+                    "metadata": _object(
+                        {"serverAddress": _TEXT, "query": _TEXT, "threshold": {"pattern": "^[0-9]+$"}},
+                        ignoreNullValues={"enum": ["true", "false"]},
+                    ),
                 },
                 metricType={"enum": ["AverageValue", "Value"]},
             ),

@@ -257,6 +257,19 @@ def test_a_pod_with_sqlite_ends_before_the_next_one_begins():
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
 
 
+def test_pods_are_recreated_where_that_is_asked_for(tmp_path):
+    """Kubernetes refuses a Recreate that has rollingUpdate beside it, which the chart's own values would bring."""
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump({"strategy": {"type": "Recreate"}}))
+    assert one(chart(path), "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_a_prometheus_that_lost_the_pods_does_not_scale_them_down():
+    scaled = one(chart(VALUES / "everything.yaml"), "ScaledObject")["spec"]
+    assert scaled["fallback"]["behavior"] == "currentReplicasIfHigher"
+    assert scaled["triggers"][0]["metadata"]["ignoreNullValues"] == "false", "an empty answer is no error: no fallback"
+
+
 def test_notes_say_what_is_needed_and_what_to_do_next():
     done = run("helm", "install", "onebasis", CHART, "--dry-run=client", "--namespace", "serving")
     assert done.returncode == 0, done.stderr
@@ -272,6 +285,13 @@ def test_notes_say_what_is_needed_and_what_to_do_next():
         ({"replicas": 1, "store": {"kind": "sqlite"}, "autoscaling": {"kind": "keda"}}, "sqlite is for one replica"),
         ({"autoscaling": {"kind": "hpa", "minReplicas": 9}}, "minReplicas is more than autoscaling.maxReplicas"),
         ({"register": {"enabled": True}}, "register.enabled needs register.volume"),
+        (
+            {"register": {"enabled": True, "volume": {"configMap": {"name": "a"}}}, "model": {"basis": ""}},
+            "register.enabled needs model.basis",
+        ),
+        ({"device": "cuda", "resources": {"limits": {"nvidia.com/gpu": 2}}}, "the chart counts nvidia.com/gpu itself"),
+        ({"strategy": {"rollingUpdate": {"maxSurge": 0}}}, "no pod could be replaced"),
+        ({"strategy": {"rollingUpdate": {"maxSurge": "0%", "maxUnavailable": "0%"}}}, "no pod could be replaced"),
         ({"options": {"max_running": 512, "max_step_tokens": 256}}, "max_step_tokens must be at least"),
         ({"device": "cuda", "options": {"tensor_parallel_size": 2}}, "is for options.engine vllm"),
         ({"device": "cuda", "options": {"pipeline_parallel_size": 2}}, "is for options.engine vllm"),
@@ -282,16 +302,17 @@ def test_notes_say_what_is_needed_and_what_to_do_next():
         ({"options": {"kv_cache_mib": 0}}, "minimum: got 0, want 1"),
         ({"gateway": {"objectives": [{"name": "a", "priority": 1}]}}, "set gateway.inferencePool.enabled"),
         ({"options": {"protect_metrics": True}, "gateway": {"inferencePool": {"enabled": True}}}, "shuts out"),
+        (
+            {
+                "options": {"protect_metrics": True},
+                "auth": {"allowUnauthenticated": True},
+                "monitoring": {"serviceMonitor": {"enabled": True}},
+            },
+            "monitoring.serviceMonitor has no key",
+        ),
         ({"auth": {"allowUnauthenticated": True, "keys": [{"scopes": ["admin"], "key": "a" * 32}]}}, "drop one"),
         ({"auth": {"keys": [{"scopes": ["generate"], "key": "a" * 32}]}}, "the first key serves the register Job"),
         ({"auth": {"keys": [{"scopes": ["generate"], "key": "short"}]}}, "does not match pattern"),
-        (
-            {"register": {"enabled": True, "volume": {"configMap": {"name": "a"}}}, "model": {"basis": ""}},
-            "register.enabled needs model.basis",
-        ),
-        ({"device": "cuda", "resources": {"limits": {"nvidia.com/gpu": 2}}}, "the chart counts nvidia.com/gpu itself"),
-        ({"strategy": {"rollingUpdate": {"maxSurge": 0}}}, "no pod could be replaced"),
-        ({"strategy": {"rollingUpdate": {"maxSurge": "0%", "maxUnavailable": "0%"}}}, "no pod could be replaced"),
         ({"image": {"tag": "latest"}}, "'/image/tag'"),
         ({"image": {"digest": "sha256:12"}}, "'/image/digest'"),
         ({"model": {"path": "../etc"}}, "'/model/path'"),
@@ -302,14 +323,6 @@ def test_notes_say_what_is_needed_and_what_to_do_next():
         ({"register": {"schedule": "often"}}, "'/register/schedule'"),
         ({"resources": {"limits": {"memory": None}}}, "missing property 'memory'"),
         ({"unknown": 1}, "additional properties 'unknown' not allowed"),
-        (
-            {
-                "options": {"protect_metrics": True},
-                "auth": {"allowUnauthenticated": True},
-                "monitoring": {"serviceMonitor": {"enabled": True}},
-            },
-            "monitoring.serviceMonitor has no key",
-        ),
     ],
     ids=str,
 )
