@@ -1,8 +1,8 @@
 """The parts of custom resources that the chart uses, as strict JSON schemas after their definitions:
 
-Gateway API v1.3 (HTTPRoute), Gateway API inference extension v1 (InferencePool), llm-d router (InferenceObjective,
-InferenceModelRewrite), KEDA 2.17 (ScaledObject), Prometheus operator 0.80 (ServiceMonitor, PrometheusRule). A field
-that is not here is refused: a slip in the chart would be dropped by a cluster without a word.
+Gateway API v1.3 of the standard channel (HTTPRoute), Gateway API inference extension v1 (InferencePool), llm-d router
+(InferenceObjective, InferenceModelRewrite), KEDA 2.17 (ScaledObject), Prometheus operator 0.80 (ServiceMonitor,
+PrometheusRule). A field that is not here is refused: a slip in the chart would be dropped by a cluster without a word.
 """
 
 from typing import Any, Final
@@ -50,7 +50,6 @@ _ROUTE: Final = _object(
         "rules": _list(
             _object(
                 {"matches": _list(_object({"path": _PATH}, method={"enum": ["GET", "POST", "PUT", "DELETE"]}), 1, 64)},
-                name=_NAME,
                 timeouts=_object({"request": _DURATION}),
                 backendRefs=_list(_BACKEND, 1, 16),
             ),
