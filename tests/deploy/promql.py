@@ -6,7 +6,13 @@ from typing import Any
 
 import promql_parser
 
-_GRAFANA = {"$__rate_interval": "5m", "$__range": "1h", "$__interval": "1m", "$job": "onebasis"}
+_GRAFANA = {
+    "$__rate_interval": "5m",
+    "$__range": "1h",
+    "$__interval": "1m",
+    "$job": "onebasis",
+    "$namespace": "serving",
+}
 """What Grafana puts in before it asks Prometheus."""
 
 

@@ -107,7 +107,22 @@ def test_dashboards_ask_for_what_a_server_tells(board, panel, expression, scrape
     assert found
     for selector in found:
         assert_told(selector, scrape)
-        assert "job" in selector.labels, "a board shows the release that is chosen"
+        assert {"namespace", "job"} <= selector.labels, "a board shows the release that is chosen"
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
+def test_rules_hold_for_each_release_on_its_own(rule):
+    """Two namespaces may have a release of the same name, such as staging and production."""
+    for grouping in re.findall(r"by \(([^)]*)\)", rule["expr"]):
+        assert {"namespace", "job"} <= set(grouping.split(", "))
+
+
+def test_answers_are_counted_without_probes_and_scrapes():
+    targets = [t for board in DASHBOARDS.values() for panel in board["panels"] for t in panel.get("targets", [])]
+    expressions = [rule["expr"] for rule in RULES] + [target["expr"] for target in targets]
+    counted = [s for expression in expressions for s in selectors(expression) if s.metric.startswith("onebasis_http")]
+    assert len(counted) > 15
+    assert [selector for selector in counted if "route" not in selector.labels] == []
 
 
 def test_dashboards_can_be_provisioned():
@@ -116,7 +131,9 @@ def test_dashboards_can_be_provisioned():
     for board in DASHBOARDS.values():
         variables = {variable["name"]: variable for variable in board["templating"]["list"]}
         assert variables["datasource"]["type"] == "datasource"
-        assert variables["job"]["definition"] == "label_values(onebasis_build_info, job)"
+        assert variables["namespace"]["definition"] == "label_values(onebasis_build_info, namespace)"
+        of_namespace = 'label_values(onebasis_build_info{namespace=~"$namespace"}, job)'
+        assert variables["job"]["definition"] == variables["job"]["query"]["query"] == of_namespace
         panels = board["panels"]
         assert len({panel["id"] for panel in panels}) == len(panels)
         for panel in panels:
