@@ -67,8 +67,17 @@ def test_requests_do_not_inherit_from_each_other_on_one_connection(server, lines
 
 def test_values_that_would_not_be_plain_are_left_out(server, lines):
     for value in ("x" * 200, "tab\there"):
-        server.client.get("/health", headers={"x-llm-d-inference-fairness-id": value})
+        server.client.get("/v1/models", headers={"x-llm-d-inference-fairness-id": value})
+    wait_until(lambda: len(lines()) == 2, "the lines of the requests did not come")
     assert all("fairness_id" not in entry for entry in lines())
+
+
+def test_probes_and_scrapes_leave_no_line_as_long_as_all_is_well(server, lines):
+    for path in ("/health", "/health/live", "/health/ready", "/metrics"):
+        assert server.client.get(path).status_code == 200
+    server.client.post("/health/ready")
+    wait_until(lambda: lines() != [], "the line of what is not well did not come")
+    assert [entry["message"] for entry in lines()] == ["POST /health/ready 405"]
 
 
 def test_outside_of_a_request_nothing_is_known_or_kept():

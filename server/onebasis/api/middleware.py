@@ -19,6 +19,7 @@ from onebasis.telemetry.traces import Traces
 _log = logging.getLogger(__name__)
 _REQUEST_ID: Final = "X-Request-Id"
 _MAX_PLAIN = 128
+_ROUTINE: Final = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 _LOGGED_HEADERS: Final = MappingProxyType(
     {"fairness_id": "x-llm-d-inference-fairness-id", "objective": "x-llm-d-inference-objective"}
 )
@@ -121,7 +122,9 @@ class Observed:
             await error_response(error)(scope, receive, observed)
         finally:
             self._metrics.observe_http(route=_route(scope), method=_method(scope["method"]), status=status or 500)
-            _log.info(
+            is_routine = scope["path"] in _ROUTINE and status == 200  # some gateways scrape 20 times a second
+            _log.log(
+                logging.DEBUG if is_routine else logging.INFO,
                 "%s %s %d",
                 scope["method"],
                 scope["path"],
