@@ -321,6 +321,7 @@ def test_notes_say_what_is_needed_and_what_to_do_next():
         ({"device": "tpu"}, "'/device'"),
         ({"lifecycle": {"preStopSeconds": 0}}, "'/lifecycle/preStopSeconds'"),
         ({"register": {"schedule": "often"}}, "'/register/schedule'"),
+        ({"monitoring": {"rules": {"runbook": "https://wiki.example/a: b"}}}, "'/monitoring/rules/runbook'"),
         ({"resources": {"limits": {"memory": None}}}, "missing property 'memory'"),
         ({"unknown": 1}, "additional properties 'unknown' not allowed"),
     ],
