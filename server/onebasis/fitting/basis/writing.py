@@ -12,6 +12,7 @@ from torch import Tensor
 from onebasis.coefficients.basis_file import BasisSpec, SiteSpec, basis_metadata, read_basis_spec
 from onebasis.coefficients.container import Container, RawTensor, write_container
 from onebasis.coefficients.numbers import raw_numbers
+from onebasis.fitting.files import write_whole
 from onebasis.model.factors import SiteFactors
 from onebasis.model.loader import LoadedBase
 from onebasis.model.sites import base_fingerprint
@@ -53,8 +54,7 @@ def write_basis(
         sites=tuple(sites),
         report=report,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(write_container(Container(metadata, tensors)))
+    write_whole(path, write_container(Container(metadata, tensors)))
     return read_basis_spec(path)
 
 

@@ -16,6 +16,7 @@ from onebasis.fitting.applied import applied_updates
 from onebasis.fitting.core_updates import core_updates, site_cores
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import score
+from onebasis.fitting.files import write_whole
 from onebasis.fitting.merging.mean import mean
 from onebasis.fitting.merging.method import MergeMethod, MergeSettings, merge_cores, used_weights
 from onebasis.fitting.merging.parts import MergePart, check_names
@@ -129,8 +130,7 @@ def write_merged(
         task=task,
         provenance=provenance,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    write_whole(path, data)
     return digest_of(data)
 
 

@@ -16,6 +16,7 @@ from onebasis.coefficients.numbers import widen
 from onebasis.coefficients.validate import BoundCoefficients
 from onebasis.core.errors import SetupError
 from onebasis.core.residual import Residual
+from onebasis.fitting.files import write_whole
 from onebasis.fitting.low_rank import LowRankUpdate
 from onebasis.fitting.peft.adapter import WEIGHTS_NAME
 from onebasis.fitting.peft.config import CONFIG_NAME
@@ -81,10 +82,9 @@ def write_adapter(
         tensors[f"base_model.model.{site}.lora_A.weight"] = update.a.to(dtype).contiguous()
         tensors[f"base_model.model.{site}.lora_B.weight"] = update.b.to(dtype).contiguous()
     ranks = {site: update.rank for site, update in updates.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS_NAME).write_bytes(save(tensors, metadata={"format": "pt"}))
+    write_whole(folder / WEIGHTS_NAME, save(tensors, metadata={"format": "pt"}))
     config = json.dumps(_config(ranks, model, base_model), indent=2, sort_keys=True)
-    (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+    write_whole(folder / CONFIG_NAME, (config + "\n").encode())
     size_bytes = sum(path.stat().st_size for path in folder.iterdir())
     return ExportReport(n_sites=len(ranks), ranks=tuple(sorted(set(ranks.values()))), size_bytes=size_bytes)
 
