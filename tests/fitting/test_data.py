@@ -12,6 +12,7 @@ from onebasis.fitting.data import (
     CompletionExample,
     Message,
     chat_example,
+    read_examples,
     read_jsonl,
     split,
     tokenize,
@@ -64,6 +65,28 @@ def test_both_kinds_of_lines_are_read(tmp_path: Path) -> None:
 def test_a_line_that_is_neither_is_refused_by_number(line: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match=r"data\.jsonl, line 3: needs \{prompt, completion\} or \{messages\}; \w"):
         read_jsonl(written(tmp_path, GOOD, "", line, GOOD))
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"prompt": "a"}', "completion: Field required"),
+        ('{"prompt": "a", "completion": ""}', "completion: String should have at least 1 character"),
+        ('{"prompt": "a", "completion": "b", "id": 2}', "id: Extra inputs are not permitted"),
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "robot"}]}', "messages.1.role: Input"),
+        ('{"messages": [], "prompt": "a"}', "messages: Tuple should have at least 2 items"),
+        ("{", "Invalid JSON: "),
+    ],
+)
+def test_the_field_that_is_wrong_is_named(line: str, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidData, match=f"line 1: needs .*; {complaint}"):
+        read_jsonl(written(tmp_path, line))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(GOOD, encoding="utf-8-sig")
+    assert read_jsonl(path) == [CompletionExample(prompt="the cat", completion=" sat")]
 
 
 def test_a_chat_that_does_not_end_with_the_answer_is_refused_by_number(tmp_path: Path) -> None:
@@ -157,6 +180,14 @@ def test_nothing_is_cut_and_one_token_too_many_is_refused(llama: TinyModel) -> N
     assert llama.tokenizer.decode(rows[1].answer_ids[:-1]) == examples[1].messages[-1].content
     with pytest.raises(InvalidData, match=f"example 2 has {longest} tokens, --max-example-tokens is {longest - 1}"):
         tokenize(examples, llama.tokenizer, max_tokens=longest - 1)
+
+
+def test_an_example_that_is_refused_is_named_with_its_file(llama: TinyModel, tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD, json.dumps({"prompt": "the cat " * 120, "completion": "a"}))
+    with pytest.raises(InvalidData, match=rf"data {path}: example 2 has \d+ tokens, --max-example-tokens is {LIMIT}"):
+        read_examples(path, llama.tokenizer, max_tokens=LIMIT)
+    (first,) = read_examples(path, llama.tokenizer, max_tokens=LIMIT, at_most=1)
+    assert first.answer == " sat"
 
 
 def test_a_prompt_without_tokens_is_refused(llama: TinyModel) -> None:

@@ -5,13 +5,18 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from jinja2.exceptions import TemplateError
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from onebasis.core.errors import InvalidData
+
+
+def spelled_with(value: Any) -> str:
+    """Which of the two ways to say an example a line has tried, so that what is wrong is said of that one."""
+    return "messages" if isinstance(value, dict) and "messages" in value else "prompt"
 
 
 class Message(BaseModel):
@@ -37,7 +42,9 @@ class CompletionExample(BaseModel):
     completion: Annotated[str, Field(min_length=1)]
 
 
-Example = ChatExample | CompletionExample
+Example = Annotated[
+    Annotated[ChatExample, Tag("messages")] | Annotated[CompletionExample, Tag("prompt")], Discriminator(spelled_with)
+]
 Item = TypeVar("Item")
 
 
@@ -81,7 +88,7 @@ def read_lines(path: Path, adapter: TypeAdapter[Item], *, needs: str) -> list[tu
     """
     items: list[tuple[int, Item]] = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidData(f"data {path}: {error}; give a UTF-8 file of JSON lines") from error
     for number, line in enumerate(lines, start=1):
@@ -90,10 +97,31 @@ def read_lines(path: Path, adapter: TypeAdapter[Item], *, needs: str) -> list[tu
         try:
             items.append((number, adapter.validate_json(line)))
         except ValidationError as error:
-            raise InvalidData(f"data {path}, line {number}: needs {needs}; {error.errors()[0]['msg']}") from error
+            raise InvalidData(f"data {path}, line {number}: needs {needs}; {_first_of(error)}") from error
     if not items:
         raise InvalidData(f"data {path}: no examples; give at least one JSON line")
     return items
+
+
+def _first_of(error: ValidationError) -> str:
+    """What is wrong first, and with which field; the union's tag comes before it."""
+    first = error.errors()[0]
+    return ": ".join([".".join(map(str, first["loc"][1:])), first["msg"]]).removeprefix(": ")
+
+
+def read_examples(
+    path: Path, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, at_most: int | None = None
+) -> list[TokenExample]:
+    """The examples of a file as tokens, the first `at_most` of them.
+
+    Raises:
+        InvalidData: as `read_jsonl` and `tokenize` do, with the name of the file.
+    """
+    examples = read_jsonl(path)[:at_most]
+    try:
+        return tokenize(examples, tokenizer, max_tokens=max_tokens)
+    except InvalidData as error:
+        raise InvalidData(f"data {path}: {error}") from error
 
 
 def write_jsonl(path: Path, examples: Iterable[Example]) -> None:

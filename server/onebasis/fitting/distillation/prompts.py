@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from jinja2.exceptions import TemplateError
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from onebasis.core.errors import InvalidData
-from onebasis.fitting.data import Message, chat_prompt_ids, read_lines
+from onebasis.fitting.data import Message, chat_prompt_ids, read_lines, spelled_with
 from onebasis.fitting.generation import TokenIds, sampled_texts
 from onebasis.model.loader import LoadedBase
 
@@ -36,7 +36,9 @@ class ChatPrompt(BaseModel):
         return self.messages[:-1] if self.messages[-1].role == "assistant" else self.messages
 
 
-Prompt = TextPrompt | ChatPrompt
+Prompt = Annotated[
+    Annotated[ChatPrompt, Tag("messages")] | Annotated[TextPrompt, Tag("prompt")], Discriminator(spelled_with)
+]
 
 
 def read_prompts(path: Path) -> list[Prompt]:
