@@ -131,8 +131,6 @@ def test_scores_are_printed_and_noted(merging: Merging) -> None:
 def test_what_does_not_fit_is_refused_before_anything_is_written(merging: Merging) -> None:
     (merging.folder / "b.coef.safetensors").write_bytes(merging.llama.core_file(1, basis="sha256:" + "0" * 64))
     refused(merging.run("mean"), f"{merging.path('b')}: file is for basis sha256:0+, this server runs")
-    merging.path("b").write_bytes(merging.llama.core_file(1, task="a"))
-    refused(merging.run("mean"), "two files are of the task 'a'")
     merging.path("b").write_bytes(merging.llama.core_file(1, task="b"))
     refused(merging.run("mean", b="=0.5"), "mean takes no weights, 'b' has one")
     refused(merging.run("weighted-sum", a="=1"), "needs FILE=WEIGHT for every part, 'b' has no weight")
@@ -146,6 +144,24 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(merging: Mergin
     refused(merging.run("regmean", *model, "--data", data), "'b' has no data")
     refused(merging.run("mean", *model, "--validation", data, "--validation", data), "each name once")
     assert not merging.output.exists()
+
+
+def test_versions_of_one_task_go_by_their_files(merging: Merging, onebasis) -> None:
+    merging.path("b").write_bytes(merging.llama.core_file(1, task="a"))
+    result = merging.run("weighted-sum", a="=0.75", b="=-0.5")
+    assert result.exit_code == 0, result.err
+    parts = merging.merged().provenance["merge"]["parts"]
+    assert [(part["task"], part["weight"]) for part in parts] == [("a", 0.75), ("b", -0.5)]
+    again = ("--basis", merging.llama.basis_path, "--method", "mean", "--output", merging.folder / "again")
+    refused(onebasis("merge", merging.path("a"), merging.path("a"), *again), "two parts are called 'a'")
+
+
+def test_no_part_is_written_over(merging: Merging, onebasis) -> None:
+    files = (merging.path("a"), merging.path("b"), "--basis", merging.llama.basis_path, "--method", "mean")
+    before = merging.path("b").read_bytes()
+    for path in (merging.path("b"), merging.llama.basis_path):
+        refused(onebasis("merge", *files, "--output", path), f"output {path}: this command reads that file")
+    assert merging.path("b").read_bytes() == before
 
 
 def test_a_residual_is_not_lost_on_the_way(merging: Merging) -> None:

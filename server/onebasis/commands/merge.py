@@ -13,11 +13,12 @@ from rich.table import Table
 from onebasis.commands.console import BasisOption, ThreadsOption, progress_bars, say, set_threads
 from onebasis.core.errors import InvalidMerge
 from onebasis.core.ids import parse_task_name
-from onebasis.fitting.data import TokenExample, read_jsonl, tokenize
+from onebasis.fitting.data import TokenExample, read_examples
+from onebasis.fitting.files import check_output
 from onebasis.fitting.merging.grams import gather_grams
 from onebasis.fitting.merging.job import Merged, ScoreRow, merge, score_merge, write_merged
 from onebasis.fitting.merging.method import MergeMethod, MergeSettings, used_weights
-from onebasis.fitting.merging.parts import MergePart, check_names, read_part
+from onebasis.fitting.merging.parts import MergePart, check_names, read_parts
 from onebasis.fitting.merging.regmean import Grams
 from onebasis.model.factors import Basis, checked_fingerprint, load_basis
 from onebasis.model.loader import LoadedBase, load_base
@@ -53,9 +54,11 @@ def merge_command(
 ) -> None:
     """Merge tasks of one basis into one, and print the simple mean beside the result."""
     settings = MergeSettings(method, density=density, scale=scale, seed=seed, ridge=ridge)
+    given = [_path_and_weight(text) for text in files]
+    check_output(output, basis, *(path for path, _ in given))
     set_threads(threads)
     loaded = load_basis(basis, dtype=torch.bfloat16, device=torch.device("cpu"))
-    parts = [read_part(path, loaded.spec, weight=weight) for path, weight in map(_path_and_weight, files)]
+    parts = read_parts(given, loaded.spec)
     check_names(parts)
     used_weights(method, parts)
     name = parse_task_name(task if task is not None else "-".join(part.name for part in parts))
@@ -102,7 +105,7 @@ def _examples(
         name, equals, path = text.partition("=")
         if not equals or name not in names or name in found:
             raise InvalidMerge(f"{option} {text}: needs NAME=FILE, each name once, of {', '.join(names)}")
-        found[name] = tokenize(read_jsonl(Path(path)), base.tokenizer, max_tokens=max_tokens)
+        found[name] = read_examples(Path(path), base.tokenizer, max_tokens=max_tokens)
     return found
 
 

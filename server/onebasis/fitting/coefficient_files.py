@@ -1,11 +1,19 @@
 """Coefficient files given to an offline command, whose work is on cores alone."""
 
 from pathlib import Path
+from typing import Final
 
 from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.format import parse_coefficients
 from onebasis.coefficients.validate import BoundCoefficients, bind
 from onebasis.core.errors import CoefficientError, InvalidFile
+
+SUFFIX: Final = ".coef.safetensors"
+
+
+def short_name(path: Path) -> str:
+    """A coefficient file's name without what all of them end with."""
+    return path.name.removesuffix(SUFFIX)
 
 
 def read_cores(path: Path, basis: BasisSpec) -> BoundCoefficients:

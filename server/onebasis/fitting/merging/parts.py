@@ -1,5 +1,6 @@
 """The tasks that go into a merge, read from their files."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,7 @@ from numpy.typing import NDArray
 from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.core.errors import InvalidMerge
 from onebasis.core.ids import Digest
-from onebasis.fitting.coefficient_files import read_cores
-
-_SUFFIX = ".coef.safetensors"
+from onebasis.fitting.coefficient_files import read_cores, short_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +24,28 @@ class MergePart:
     weight: float | None = None
 
 
-def read_part(path: Path, basis: BasisSpec, *, weight: float | None = None) -> MergePart:
-    """A coefficient file, named as it names its task, or as the file is called. Raises what `read_cores` does."""
-    bound = read_cores(path, basis)
-    name = bound.file.task or path.name.removesuffix(_SUFFIX)
-    return MergePart(name, bound.digest, bound.flat_cores(), weight)
+def read_parts(files: Sequence[tuple[Path, float | None]], basis: BasisSpec) -> list[MergePart]:
+    """Coefficient files with their weights. Raises what `read_cores` does.
+
+    A part is named as its file names the task; as the file is called where it names none, or others name the same.
+    """
+    bound = [read_cores(path, basis) for path, _ in files]
+    counts = Counter(one.file.task for one in bound)
+    return [
+        MergePart(
+            one.file.task if one.file.task and counts[one.file.task] == 1 else short_name(path),
+            one.digest,
+            one.flat_cores(),
+            weight,
+        )
+        for one, (path, weight) in zip(bound, files, strict=True)
+    ]
 
 
 def check_names(parts: Sequence[MergePart]) -> None:
     """Raises InvalidMerge: there are fewer than two parts, or two of one name."""
-    names = [part.name for part in parts]
-    if len(names) < 2:
-        raise InvalidMerge(f"{len(names)} file: a merge needs at least two")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    if len(parts) < 2:
+        raise InvalidMerge(f"{len(parts)} file: a merge needs at least two")
+    twice = sorted(name for name, n in Counter(part.name for part in parts).items() if n > 1)
     if twice:
-        raise InvalidMerge(f"two files are of the task {twice[0]!r}; merge versions of one task after renaming one")
+        raise InvalidMerge(f"two parts are called {twice[0]!r}; give each file once, or rename one of them")
