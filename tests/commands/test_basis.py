@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
 from onebasis.coefficients.format import parse_coefficients, write_coefficients
 from onebasis.coefficients.validate import bind
+from onebasis.core.residual import Residual
 from onebasis.fitting.peft.adapter import WEIGHTS_NAME
 from tests.api.tiny_model import TinyModel
 from tests.commands.result import Result, refused
@@ -126,7 +127,7 @@ def test_an_extension_and_its_files(build: Run, onebasis: Run, fleet: Path, llam
     again = onebasis("basis", "readdress", file, "--basis", tmp_path / "b", "--output", tmp_path / "out")
     refused(again, "t.coef.safetensors would be written over")
     backwards = onebasis("basis", "readdress", written, "--basis", llama.basis_path, "--output", tmp_path / "back")
-    refused(backwards, f"file is for basis {new.digest}")
+    refused(backwards, f"{written}: file is for basis {new.digest}")
     assert not (tmp_path / "back").exists()
 
 
@@ -171,6 +172,10 @@ def _whole(spec: BasisSpec, folder: Path) -> list[Path]:
         (["--kind", "base-svd", "FLEET"], "DIR does not go with --kind base-svd"),
         (["--kind", "random", "--energy", 0.5], "--energy does not go with --kind random"),
         (["--kind", "base-svd", "--one-per-seed-group"], "--one-per-seed-group does not go with"),
+        (["--kind", "random", "--energy", 0], "--energy does not go with --kind random"),
+        (["--kind", "base-svd", "--seed", 0], "--seed does not go with --kind base-svd"),
+        (["--kind", "fleet", "FLEET", "--seed", 1], "--seed does not go with --kind fleet"),
+        (["--kind", "random", "--sweeps", 0], "--sweeps does not go with --kind random"),
         (["--kind", "fleet", "FLEET", "--base-rows", 2], "--base-rows does not go with --kind fleet"),
         (["--kind", "mixed", "FLEET", "--budget", "9KiB"], "--kind mixed needs its size as --k"),
         (["--kind", "fleet", "FLEET", "--k", 4, "--energy", 0.5], "--k and --energy each say how many"),
@@ -188,6 +193,32 @@ def test_what_does_not_go_together_is_refused(options, complaint: str, build: Ru
     paths = {"FLEET": fleet, "EMPTY": tmp_path / "empty"}
     refused(build(*(paths.get(option, option) for option in options)), complaint)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_basis_is_not_extended_into_itself(build: Run, fleet: Path, llama: TinyModel, tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(llama.basis_path.read_bytes())
+    refused(build("--kind", "fleet", "--k", 7, fleet, "--extend", tmp_path / "b"), "b: this command reads that file")
+    assert (tmp_path / "b").read_bytes() == llama.basis_path.read_bytes()
+
+
+def test_what_can_not_be_mixed_is_refused(onebasis: Run, llama: TinyModel, tmp_path: Path) -> None:
+    site = llama.basis.sites[0]
+    residual = {site.name: Residual(np.ones((1, site.d_in), np.float16), np.ones((site.d_out, 1), np.float16))}
+    files = [tmp_path / f"{i}.coef.safetensors" for i in range(20)]
+    for i, path in enumerate(files):
+        path.write_bytes(llama.core_file(i))
+    output = tmp_path / "mixed"
+
+    def mix(*options: object, to: Path = output) -> Result:
+        return onebasis("basis", "mix", "--basis", llama.basis_path, *files, "--output", to, *options)
+
+    refused(mix("--n-mix", 17), "17 mixing cores: the core of model.layers.0.* has 16 numbers itself; lower --n-mix")
+    refused(mix(to=llama.basis_path), "this command reads that file; name another one")
+    files[3].write_bytes(llama.core_file(3, residual=residual))
+    refused(mix(), f"{files[3]}: it has a residual beside its cores, which would be lost")
+    files[3].write_bytes(llama.core_file(3, basis="sha256:" + "0" * 64))
+    refused(mix(), f"{files[3]}: file is for basis sha256:0+")
+    assert not output.exists()
 
 
 def test_a_damaged_adapter_is_refused_by_its_folder(build: Run, llama: TinyModel, tmp_path: Path) -> None:

@@ -1,27 +1,32 @@
 """`onebasis basis`: make a shared basis, extend it, carry coefficient files over to the extended one."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import torch
 import typer
 
 from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
+from onebasis.coefficients.lineage import Ancestor
 from onebasis.commands.basis_options import Kind, SizeOptions, refuse
 from onebasis.commands.console import ModelOption, ThreadsOption, complain, progress_bars, say, set_threads
-from onebasis.core.errors import SetupError
+from onebasis.core.errors import CoefficientError, InvalidBasis, InvalidFile, SetupError
 from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.fitting.basis.extend import check_rows, open_old_basis
 from onebasis.fitting.basis.fleet import FleetRecipe, build_fleet_basis
 from onebasis.fitting.basis.folders import adapter_folders, read_weights
-from onebasis.fitting.basis.readdress import readdress
+from onebasis.fitting.basis.readdress import Readdressed, readdress
 from onebasis.fitting.basis.seed_groups import one_of_each, seed_groups
 from onebasis.fitting.basis.sizes import FixedSize
+from onebasis.fitting.files import check_folder, check_output, write_whole
 from onebasis.fitting.peft.adapter import PeftAdapter, open_adapter
 from onebasis.fitting.peft.sites import site_shapes
 from onebasis.model.loader import LoadedBase, load_base
 from onebasis.model.sites import linear_sites
+
+_SWEEPS: Final = 8
 
 basis_app = typer.Typer(no_args_is_help=True, help="Make a shared basis.")
 
@@ -54,23 +59,26 @@ def basis_build(
     one_per_seed_group: Annotated[
         bool, typer.Option("--one-per-seed-group", help="Of adapters that began alike, take one.")
     ] = False,
-    sweeps: Annotated[int, typer.Option(min=0, help="Most alternations after the HOSVD.")] = 8,
+    sweeps: Annotated[int | None, typer.Option(min=0, help="Most alternations after the HOSVD; 8.")] = None,
     extend: Annotated[
         Path | None, typer.Option(dir_okay=False, exists=True, help="A basis whose rows stay and come first.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For --kind random.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="For --kind random; 0.")] = None,
     base_name: Annotated[str | None, typer.Option(help="Name to note for the base model.")] = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Make a basis: from the base model alone, at random, or from a fleet of adapters."""
     size = SizeOptions(k, k_in, k_out, energy, budget, k_max)
+    check_output(output, *([] if extend is None else [extend]))
     set_threads(threads)
+    if kind is not Kind.RANDOM:
+        refuse(f"--kind {kind}", {"--seed": seed})
     if kind in (Kind.BASE_SVD, Kind.RANDOM):
-        fleet_only = {"--base-rows": base_rows, "--weights": weights, "--extend": extend}
+        fleet_only = {"--base-rows": base_rows, "--weights": weights, "--sweeps": sweeps, "--extend": extend}
         refuse(f"--kind {kind}", {"DIR": adapters, "--one-per-seed-group": one_per_seed_group} | fleet_only)
         n_rows = size.k_alone(kind)
         base = _load(model, base_name)
-        _tell(output, _without_fleet(base, BasisKind(kind), n_rows, seed, output))
+        _tell(output, _without_fleet(base, BasisKind(kind), n_rows, seed or 0, output))
         return
     n_base_rows = _base_rows(kind, size, base_rows)
     folders = adapter_folders(adapters or [])
@@ -79,7 +87,8 @@ def basis_build(
     base = _load(model, base_name)
     fleet = _open_fleet(base, folders, one_per_seed_group=one_per_seed_group)
     names = [adapter.name for adapter in fleet]
-    recipe = FleetRecipe(size.row_size(), n_base_rows, sweeps, read_weights(weights, names) if weights else {})
+    n_sweeps = _SWEEPS if sweeps is None else sweeps
+    recipe = FleetRecipe(size.row_size(), n_base_rows, n_sweeps, read_weights(weights, names) if weights else {})
     _tell(output, _from_fleet(base, fleet, recipe, extend, output))
 
 
@@ -92,17 +101,24 @@ def basis_readdress(
     """Rewrite coefficient files for a basis that extends theirs; their outputs stay the same, bit by bit."""
     spec = read_basis_spec(basis)
     lineage = check_rows(basis, spec)
-    names = [file.name for file in files]
-    clashes = [name for name in names if names.count(name) > 1 or (output / name).exists()]
+    check_folder(output)
+    counts = Counter(file.name for file in files)
+    clashes = [name for name, n in counts.items() if n > 1 or (output / name).exists()]
     if clashes:
         raise SetupError(f"{output / clashes[0]} would be written over; give another --output, or rename the file")
-    written = {file.name: readdress(file.read_bytes(), spec, lineage) for file in files}
-    output.mkdir(parents=True, exist_ok=True)
+    written = {file.name: _readdressed(file, spec, lineage) for file in files}
     for name, result in written.items():
-        (output / name).write_bytes(result.data)
+        write_whole(output / name, result.data)
         zeros = f", {result.n_zeros} zeros added" if result.n_zeros else ""
         size = "" if result.k is None else f", k={result.k}"
         say(f"{output / name}: {len(result.data)} bytes{size}{zeros}")
+
+
+def _readdressed(file: Path, extended: BasisSpec, lineage: Sequence[Ancestor]) -> Readdressed:
+    try:
+        return readdress(file.read_bytes(), extended, lineage)
+    except (CoefficientError, InvalidBasis) as error:
+        raise InvalidFile(file, str(error)) from error
 
 
 def _load(model: Path, name: str | None) -> LoadedBase:

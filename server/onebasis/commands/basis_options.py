@@ -74,7 +74,7 @@ class SizeOptions:
 
 def refuse(why: str, options: Mapping[str, Any]) -> None:
     """Raise SetupError for an option that was given although it has no meaning here."""
-    given = [name for name, value in options.items() if value]
+    given = [name for name, value in options.items() if not (value is None or value is False or value == [])]
     if given:
         raise SetupError(f"{given[0]} does not go with {why}; leave it out")
 

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from onebasis.coefficients.basis_file import read_basis_spec
-from onebasis.coefficients.format import parse_coefficients
-from onebasis.coefficients.validate import bind
 from onebasis.commands.console import BasisOption, say
+from onebasis.fitting.coefficient_files import read_cores
+from onebasis.fitting.files import check_output
 from onebasis.fitting.mixing import mix_basis
 
 
@@ -19,9 +19,9 @@ def basis_mix(
     n_mix: Annotated[int, typer.Option(help="Numbers a site that a task of form vector keeps: R.")] = 8,
 ) -> None:
     """Add mixing cores to a basis: the mean of these tasks' cores and their principal components."""
+    check_output(output, basis, *tasks)
     spec = read_basis_spec(basis)
-    bound = [bind(parse_coefficients(path.read_bytes()), spec) for path in tasks]
-    mixed = mix_basis(basis, bound, n_mix, output)
+    mixed = mix_basis(basis, [read_cores(path, spec) for path in tasks], n_mix, output)
     held = mixed.report["mixing"]["in_sample_energy_held_by_site"].values()
     say(
         f"{output}: {len(mixed.sites)} sites with {n_mix} mixing cores from {len(tasks)} tasks, "

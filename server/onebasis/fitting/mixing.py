@@ -15,6 +15,7 @@ from onebasis.coefficients.container import Container, read_container, write_con
 from onebasis.coefficients.numbers import raw_numbers
 from onebasis.coefficients.validate import BoundCoefficients
 from onebasis.core.errors import InvalidBasis
+from onebasis.fitting.files import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,17 @@ def mix_basis(basis: Path, tasks: Sequence[BoundCoefficients], n_mix: int, outpu
         tasks: at least n_mix + 1, as the mean takes one degree of freedom.
 
     Raises:
-        InvalidBasis: n_mix is not between 1 and the number of tasks less one.
+        InvalidBasis: n_mix is not between 1 and the number of tasks less one, or more than the numbers of some core.
         OSError: a file can't be read or written.
     """
     check_n_mix(n_mix, len(tasks))
     spec = read_basis_spec(basis)
+    smallest = min(spec.sites, key=lambda site: site.k_out * site.k_in)
+    if n_mix > smallest.k_out * smallest.k_in:
+        raise InvalidBasis(
+            f"{n_mix} mixing cores: the core of {smallest.name} has {smallest.k_out * smallest.k_in} numbers itself; "
+            f"lower --n-mix"
+        )
     made = _by_site(spec, tasks, n_mix)
     report = {
         "from_tasks": [{"task": task.file.task, "digest": task.digest} for task in tasks],
@@ -107,8 +114,7 @@ def write_mixing(
         sites=sites,
         report={**spec.report, "mixing": report},
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(write_container(Container(metadata, tensors)))
+    write_whole(output, write_container(Container(metadata, tensors)))
     return read_basis_spec(output)
 
 
