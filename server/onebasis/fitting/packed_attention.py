@@ -17,9 +17,16 @@ from onebasis.model.loader import LoadedBase
 ATTENTION_NAME: Final = "onebasis_packed"
 
 
+def attention_window(base: LoadedBase) -> int:
+    """The most tokens of an example, prompt and answer, for which packed attention is the model's own."""
+    window: int = getattr(base.text_config, "sliding_window", None) or base.text_config.max_position_embeddings
+    return window
+
+
 def packed_logits(base: LoadedBase, batches: Sequence[PackedBatch]) -> list[Tensor]:
     """Logits at every batch's answer rows, [n_answer_tokens, n_vocab] in the model's dtype each, with gradients.
 
+    No example may be longer than `attention_window`, which callers check before they begin.
     The batches run as one sequence; which task's numbers are used for which tokens is the sites' affair.
     """
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
@@ -53,7 +60,7 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls: query [1, n_heads, n_tokens, head_dim]; key, value [1, n_kv_heads, n_tokens, head_dim].
 
-    A sliding window has no say: no example is longer (`check_window`).
+    A sliding window has no say: no example may be longer (`attention_window`).
 
     Returns:
         [1, n_tokens, n_heads, head_dim], and no weights.

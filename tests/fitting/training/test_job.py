@@ -14,6 +14,7 @@ from onebasis.coefficients.validate import BoundCoefficients, bind
 from onebasis.core.errors import SetupError
 from onebasis.fitting.low_rank import LowRankUpdate
 from onebasis.fitting.mixing import mix_basis
+from onebasis.fitting.training import job
 from onebasis.fitting.training.job import fit_tasks
 from onebasis.fitting.training.loop import StepLoss
 from onebasis.fitting.training.lora_baseline import LoraShape, LoraSite, fit_loras, lora_sites
@@ -85,6 +86,33 @@ def test_the_file_tells_of_steps_and_evaluations(base: LoadedBase, basis: Basis,
     assert [step for step, _ in provenance["validation_loss"]] == [4, 8, 12]
     assert min(report.evaluations, key=lambda e: e.loss).step == report.kept_step
     assert provenance["trained_with"] == ["b"]
+
+
+@pytest.mark.parametrize("form", ["core", "vector"])
+def test_a_last_step_that_diverges_writes_nothing(
+    form: str, base: LoadedBase, basis: Basis, mixed: Basis, tmp_path: Path
+) -> None:
+    """The loss of a step is taken before it; no other step comes after the last one."""
+    data = task_data(tmp_path / "out", "ab")
+    recipe = replace(RECIPE, form=form, n_steps=1, learning_rate=1e6, warmup_steps=0, evaluate_every=None)
+    with pytest.raises(SetupError, match="a: its numbers are beyond float16 after step 1; lower the learning rate"):
+        fit_tasks(base, mixed if form == "vector" else basis, data, recipe, Progress(ignore))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_tells_of_some_of_very_many_evaluations(
+    base: LoadedBase, basis: Basis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them could make its provenance larger than a reader takes, when the training is over."""
+    monkeypatch.setattr(job, "_MOST_NOTED", 3)
+    data = task_data(tmp_path, "abcdef")
+    recipe = replace(RECIPE, evaluate_every=1)
+    report = fit_tasks(base, basis, data, recipe, Progress(ignore))[0].training
+    provenance = parse_coefficients(data[0].output.read_bytes()).provenance
+    assert provenance["n_evaluations"] == len(report.evaluations) == 12
+    steps = [step for step, _ in provenance["validation_loss"]]
+    assert steps == sorted({1, 5, 9, report.kept_step, 12})
+    assert (provenance["trained_with"], provenance["n_trained_with"]) == (["b", "c", "d"], 5)
 
 
 # ---------------------------------------------------------------- interruption

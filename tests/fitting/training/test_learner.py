@@ -118,6 +118,13 @@ def test_evaluations_without_anything_to_evaluate_on_are_refused() -> None:
         Learner("t", TaskNumbers([(2,)]), TARGETS, replace(RECIPE, evaluate_every=2))
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_no_number_ends_the_training(loss: float) -> None:
+    """A first one that is NaN would stay the best for ever."""
+    with pytest.raises(SetupError, match=f"t: the validation loss after step 2 is {loss}; lower the learning rate"):
+        trained(replace(RECIPE, evaluate_every=2), scripted([loss, 1.0]))
+
+
 # ---------------------------------------------------------------- state
 
 

@@ -273,9 +273,10 @@ def test_an_example_past_the_models_window_is_refused(base: LoadedBase, basis: B
     fits = token_example([7] * (MAX_POSITIONS - 2), [8, EOS_ID])
     too_long = token_example([7] * (MAX_POSITIONS - 1), [8, EOS_ID])
     with trainable_sites(base, basis, "diag") as trained:
-        check_window(base, [fits])
+        check_window(base, "t", [fits])
         fit(base, trained, [fits], replace(QUICK, n_steps=1), ignore)
-    with pytest.raises(InvalidData, match=f"{MAX_POSITIONS + 1} tokens, the attention window is {MAX_POSITIONS}"):
+    complaint = f"t: the longest example has {MAX_POSITIONS + 1} tokens, the attention window is {MAX_POSITIONS}"
+    with pytest.raises(InvalidData, match=complaint):
         fit_task(base, basis, [fits, too_long], [], task="t", recipe=QUICK, output=tmp_path / "t", on_step=ignore)
 
 

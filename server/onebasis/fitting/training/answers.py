@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onebasis.core.errors import InvalidData
 from onebasis.fitting.data import TokenExample
-from onebasis.fitting.packed_attention import packed_logits
+from onebasis.fitting.packed_attention import attention_window, packed_logits
 from onebasis.fitting.packing import PackedBatch, pack
 from onebasis.fitting.training.loop import TaskBatch
 from onebasis.fitting.training.sites import TokenSpan, TrainedTasks
@@ -48,9 +48,11 @@ def answer_losses(base: LoadedBase, packed: Sequence[PackedBatch]) -> list[Tenso
     return [F.cross_entropy(part.float(), batch.answer_ids) for part, batch in zip(logits, packed, strict=True)]
 
 
-def check_window(base: LoadedBase, examples: Sequence[TokenExample]) -> None:
-    """Raises InvalidData for an example that is longer than the model's attention window."""
+def check_window(base: LoadedBase, task: str, examples: Sequence[TokenExample]) -> None:
+    """Raises InvalidData for an example of a task that is longer than the model's attention window."""
     longest = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
-    window = getattr(base.text_config, "sliding_window", None) or base.text_config.max_position_embeddings
+    window = attention_window(base)
     if longest > window:
-        raise InvalidData(f"the longest example has {longest} tokens, the attention window is {window}; shorten it")
+        raise InvalidData(
+            f"{task}: the longest example has {longest} tokens, the attention window is {window}; shorten it"
+        )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import transformers
@@ -12,13 +12,18 @@ from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.coefficients.format import write_coefficients
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import Scorer, exact_match, score
+from onebasis.fitting.files import check_folder, write_whole
 from onebasis.fitting.training.answers import check_window
+from onebasis.fitting.training.learner import Evaluation
 from onebasis.fitting.training.loop import StepLoss
 from onebasis.fitting.training.recipe import FitRecipe
 from onebasis.fitting.training.run import FitReport, Progress, TaskData, TrainedTask, data_digest, train_tasks
 from onebasis.fitting.training.sites import TrainedTasks, trainable_sites
 from onebasis.model.factors import Basis, checked_fingerprint
 from onebasis.model.loader import LoadedBase
+
+_MOST_NOTED: Final = 256
+"""Of evaluations, or of the other tasks of a run, that a file tells of."""
 
 
 def fit_task(
@@ -70,17 +75,17 @@ def fit_tasks(
 
 
 def check_tasks(base: LoadedBase, basis: Basis, tasks: Sequence[TaskData]) -> None:
-    """Refuse what can't be trained, and make the folders of what will be written.
+    """Refuse what can't be trained, or could not be written afterwards.
 
     Raises:
         InvalidBasis: the basis was made for other base weights.
         InvalidData: an example is longer than the model's attention window.
-        OSError: a folder can't be made.
+        SetupError: a folder can't be written to.
     """
     checked_fingerprint(base.model, basis)
     for data in tasks:
-        check_window(base, [*data.train, *data.validation])
-        data.output.parent.mkdir(parents=True, exist_ok=True)
+        check_window(base, data.task, [*data.train, *data.validation])
+        check_folder(data.output.parent)
 
 
 def store_tasks(
@@ -111,7 +116,7 @@ def store_tasks(
             task=data.task,
             provenance=_provenance(base, tasks, place, recipe, result) | {"scores": scores},
         )
-        data.output.write_bytes(content)
+        write_whole(data.output, content)
         reports.append(FitReport(result, len(content), len(data.validation), base_score, task_score))
     return reports
 
@@ -130,8 +135,17 @@ def _provenance(
         "recipe": recipe.as_provenance() | {"compute_dtype": str(base.model.dtype).removeprefix("torch.")},
         "loss": {"first": round(result.first_loss, 4), "mean_of_last_10": round(result.final_loss, 4)},
         "steps": {"taken": result.n_steps, "kept": result.kept_step},
-        "validation_loss": [[evaluation.step, round(evaluation.loss, 4)] for evaluation in result.evaluations],
+        "n_evaluations": len(result.evaluations),
+        "validation_loss": [[evaluation.step, round(evaluation.loss, 4)] for evaluation in _noted(result)],
         "train_s": round(result.train_s, 1),
-        "trained_with": [other.task for other in tasks if other is not data],
+        "trained_with": [other.task for other in tasks if other is not data][:_MOST_NOTED],
+        "n_trained_with": len(tasks) - 1,
         "n_threads": torch.get_num_threads(),
     }
+
+
+def _noted(result: TrainedTask) -> list[Evaluation]:
+    """Its evaluations; of very many some, evenly spread, with the kept one and the last: a provenance has its limit."""
+    every = -(-len(result.evaluations) // _MOST_NOTED)
+    ends = {result.kept_step, result.n_steps}
+    return [one for i, one in enumerate(result.evaluations) if i % every == 0 or one.step in ends]

@@ -95,7 +95,7 @@ class Learner(Generic[Item]):
         """One optimiser step from the gradient that backward left in `numbers`; an evaluation where one is due.
 
         Raises:
-            SetupError: the loss is not finite.
+            SetupError: the loss is not finite, on the batch or on the validation examples.
         """
         step = len(self.losses) + 1
         if not math.isfinite(loss):
@@ -141,7 +141,10 @@ class Learner(Generic[Item]):
             next(self._batches)
 
     def _evaluate(self, validate: Callable[[], float]) -> None:
-        self.evaluations.append(Evaluation(len(self.losses), validate()))
+        step, loss = len(self.losses), validate()
+        if not math.isfinite(loss):
+            raise SetupError(f"{self.task}: the validation loss after step {step} is {loss}; lower the learning rate")
+        self.evaluations.append(Evaluation(step, loss))
         if self.best is self.evaluations[-1]:
             self._best.copy_(self.numbers.flat.detach())
 

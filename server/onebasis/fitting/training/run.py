@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from onebasis.core.errors import SetupError
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.training.answers import AnswerLoss
 from onebasis.fitting.training.checkpoint import Checkpoint
@@ -134,12 +136,20 @@ def train_tasks(
             first_loss=learner.first_loss,
             final_loss=learner.final_loss,
             n_steps=len(learner.losses),
-            kept_step=learner.keep_best(),
+            kept_step=_kept_step(learner),
             evaluations=tuple(learner.evaluations),
             train_s=train_s,
         )
-        for learner in learners[: len(tasks)]
-    ]
+        for learner in learners
+    ][: len(tasks)]
+
+
+def _kept_step(learner: Learner[Any]) -> int:
+    """Puts the numbers of that step in place; nothing else tells of a last step that diverged."""
+    kept = learner.keep_best()
+    if not np.isfinite(learner.numbers.stored()).all():
+        raise SetupError(f"{learner.task}: its numbers are beyond float16 after step {kept}; lower the learning rate")
+    return kept
 
 
 def _with_mean(loss: AnswerLoss, batches: Sequence[TaskBatch[TokenExample]]) -> list[Tensor]:
