@@ -15,6 +15,7 @@ from onebasis.fitting.data import split
 from onebasis.fitting.distillation.job import Progress, PromptSet, distill_adapter
 from onebasis.fitting.distillation.prompts import Prompt, read_prompts, sample_prompts, tokenize_prompts
 from onebasis.fitting.fidelity import Fidelity
+from onebasis.fitting.files import check_output
 from onebasis.fitting.peft.adapter import PeftAdapter, open_adapter
 from onebasis.fitting.peft.sites import site_shapes
 from onebasis.fitting.training.recipe import FitRecipe
@@ -56,6 +57,7 @@ def distill_command(
         raise SetupError("--samples is for prompts that the model writes; leave it out, or --prompts")
     recipe = FitRecipe(form=form, n_steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     name = parse_task_name(adapter.resolve().name if task is None else task)
+    check_output(output, basis)
     set_threads(threads)
     device = torch.device("cpu")
     base = load_base(model, dtype=torch.bfloat16, device=device)

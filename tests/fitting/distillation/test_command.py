@@ -76,3 +76,10 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     lines = [line for line in err.splitlines() if line.strip()]
     assert code == 2 and len(lines) == 1 and re.search(complaint, lines[0]), err
     assert not output.exists()
+
+
+def test_the_basis_is_not_written_over(distill: Run, llama: TinyModel) -> None:
+    before = llama.basis_path.read_bytes()
+    code, _, err = distill("--output", llama.basis_path, "--samples", 4)
+    assert code == 2 and "this command reads that file; name another one" in err
+    assert llama.basis_path.read_bytes() == before

@@ -21,6 +21,7 @@ from onebasis.fitting.training.recipe import FitRecipe
 from onebasis.model.factors import Basis
 from onebasis.model.loader import LoadedBase
 from onebasis.model.sites import base_fingerprint
+from tests.api.tiny_model import MAX_POSITIONS
 from tests.fitting.peft.adapters import opened
 from tests.fitting.tiny import random_updates
 
@@ -85,6 +86,24 @@ def test_an_adapter_inside_the_basis_is_kept_whole(basis: Basis, distil: Callabl
     assert next(news.loss for news in done.news if news.stage == "steps") < 1e-3, "it does not start at the projection"
     for site, core in file_cores(done.data, basis).items():
         torch.testing.assert_close(core, cores[site], rtol=0.02, atol=0.02)
+
+
+def test_of_form_diag_the_energy_is_that_of_the_diagonals(basis: Basis, distil: Callable[..., Done]) -> None:
+    cores = {site.name: torch.ones(site.core_shape()) for site in basis.spec.sites}
+    done = distil(adapter=MadeUp(core_updates(basis, cores)), form="diag", n_steps=1, learning_rate=1e-6)
+    assert done.report.energy_kept == pytest.approx(1 / 5, abs=1e-2), "5 of the 25 numbers of a core are on it"
+
+
+def test_prompts_and_answers_past_the_models_window_are_refused(base: LoadedBase, distil: Callable[..., Done]) -> None:
+    long = (7,) * (MAX_POSITIONS - 3)
+    complaint = f"may have {MAX_POSITIONS + 1} tokens, the attention window is {MAX_POSITIONS}; lower --max-answer"
+    with pytest.raises(SetupError, match=complaint):
+        distil(prompts=replace(SET, held_out=[long]))
+    base.text_config.sliding_window = 8
+    distil(n_steps=1)
+    base.text_config.sliding_window = 7
+    with pytest.raises(SetupError, match="may have 8 tokens, the attention window is 7"):
+        distil()
 
 
 @every_form

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +20,11 @@ from onebasis.fitting.core_updates import core_updates, file_cores
 from onebasis.fitting.data import TokenExample
 from onebasis.fitting.distillation.targets import DistillationLoss, TaughtExample, taught_examples
 from onebasis.fitting.fidelity import Fidelity, Updates, measure_fidelity
+from onebasis.fitting.files import check_folder, write_whole
 from onebasis.fitting.generation import TokenIds, greedy_answers
+from onebasis.fitting.packed_attention import attention_window
 from onebasis.fitting.peft.adapter import PeftAdapter
-from onebasis.fitting.projection import project
+from onebasis.fitting.projection import Projection, energy_lost, project
 from onebasis.fitting.training.learner import Learner
 from onebasis.fitting.training.loop import StepLoss, optimise
 from onebasis.fitting.training.recipe import FitRecipe
@@ -56,7 +58,7 @@ class Progress:
 class DistillReport:
     """What a distillation came to. Both fidelities are of what a file holds, on the same held-out prompts.
 
-    energy_kept: by the projection, as `Projection` has it.
+    energy_kept: by the projection as it is stored, of the adapter's over all sites.
     """
 
     size_bytes: int
@@ -85,12 +87,13 @@ def distill_adapter(
     Raises:
         InvalidBasis: the basis was made for other base weights.
         SetupError: a form that can't be distilled into, no prompts to learn or to measure on, sites of the adapter
-            that the basis has not, or the training diverged.
+            that the basis has not, prompts and answers past the model's attention window, or the training diverged.
         OSError: `output` can't be written.
     """
     checked_fingerprint(base.model, basis)
     _check(basis, adapter, prompts, recipe)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    _check_window(base, prompts, max_answer_tokens)
+    check_folder(output.parent)
     original = {site: adapter.update(site) for site in adapter.sites}
     with applied_updates(base, original):
         unseen = _answered(base, prompts.held_out, max_answer_tokens, "held-out answers", on_progress)
@@ -100,9 +103,9 @@ def distill_adapter(
     start = _stored(projection.cores, basis, recipe.form)
     pack = _Packer(basis, recipe.form, task)
     projected = _fidelity(base, basis, original, unseen, pack(start, {}))
+    energy_kept = _as_stored(projection, basis, original, pack(start, {})).energy_kept_total
     values, facts = _learn(base, basis, start, taught, recipe, on_progress)
     distilled = _fidelity(base, basis, original, unseen, pack(values, {}))
-    energy_kept = projection.energy_kept_total
     provenance = {
         "tool": f"onebasis {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
         "method": "distill",
@@ -113,7 +116,7 @@ def distill_adapter(
         "fidelity": {"projected": asdict(projected), "distilled": asdict(distilled)},
     }
     data = pack(values, provenance | facts)
-    output.write_bytes(data)
+    write_whole(output, data)
     return DistillReport(len(data), energy_kept, projected, distilled, train_s=facts["train_s"])
 
 
@@ -161,6 +164,16 @@ def _check(basis: Basis, adapter: PeftAdapter, prompts: PromptSet, recipe: FitRe
         raise SetupError(f"adapter {adapter.name} has {len(outside)} sites that the basis has not, first {named}")
 
 
+def _check_window(base: LoadedBase, prompts: PromptSet, max_answer_tokens: int) -> None:
+    longest = max(map(len, (*prompts.learning, *prompts.held_out))) + max_answer_tokens
+    window = attention_window(base)
+    if longest > window:
+        raise SetupError(
+            f"the longest prompt and an answer may have {longest} tokens, the attention window is {window}; "
+            f"lower --max-answer-tokens or leave out long prompts"
+        )
+
+
 def _answered(
     base: LoadedBase, prompts: Sequence[TokenIds], max_tokens: int, stage: str, on_progress: Callable[[Progress], None]
 ) -> list[TokenExample]:
@@ -197,6 +210,13 @@ def _fidelity(
     base: LoadedBase, basis: Basis, original: Updates, unseen: Sequence[TokenExample], data: bytes
 ) -> Fidelity:
     return measure_fidelity(base, original, core_updates(basis, file_cores(data, basis)), unseen)
+
+
+def _as_stored(projection: Projection, basis: Basis, original: Updates, data: bytes) -> Projection:
+    """The projection with the cores that a file holds: rounded, and of form `diag` their diagonals alone."""
+    cores = file_cores(data, basis)
+    lost = {site: energy_lost(update, cores[site], basis.factors[site]) for site, update in original.items()}
+    return replace(projection, cores=cores, lost=lost)
 
 
 def _stored(cores: Mapping[str, Tensor], basis: Basis, form: str) -> NDArray[np.float16]:
