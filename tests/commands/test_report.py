@@ -1,6 +1,7 @@
 """`onebasis report` on adapters that PEFT wrote, with data, files and refusals."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from onebasis.coefficients.format import parse_coefficients
-from tests.api.tiny_model import TinyModel
+from tests.api.tiny_model import MAX_POSITIONS, TinyModel
 from tests.commands.result import Result, refused
 from tests.fitting.peft.adapters import plain_adapter
 
@@ -86,6 +87,19 @@ def test_weights_alone_and_tasks_alone(reporting: Reporting) -> None:
     assert [way["way"] for way in report["tasks"][0]["ways"]] == ["bare model", "coefficients mine"]
 
 
+def test_files_of_one_name_are_scored_each(reporting: Reporting) -> None:
+    names = ("blue.v1.0.coef.safetensors", "blue.v1.1.coef.safetensors", "old/blue.v1.1.coef.safetensors")
+    paths = [reporting.folder / name for name in names]
+    paths[2].parent.mkdir()
+    for seed, path in enumerate(paths):
+        path.write_bytes(reporting.llama.core_file(seed, task="blue"))
+    options = [option for path in paths for option in ("--tasks", path)]
+    result = reporting.run("--data", reporting.data("blue"), *options)
+    assert result.exit_code == 0, result.err
+    shown = [way["way"] for way in reporting.report()["tasks"][0]["ways"]]
+    assert shown == ["bare model", *(f"coefficients {name}" for name in ("blue.v1.0", paths[1], paths[2]))]
+
+
 def test_what_can_not_be_reported_is_refused(reporting: Reporting) -> None:
     task = reporting.folder / "mine.coef.safetensors"
     task.write_bytes(reporting.llama.core_file(0, task="blue"))
@@ -94,6 +108,14 @@ def test_what_can_not_be_reported_is_refused(reporting: Reporting) -> None:
     refused(reporting.run("--tasks", task, "--data", reporting.data("green")), "its task is 'blue', and .* no such")
     red = reporting.adapters[0]
     refused(reporting.run(red, red), "two adapters are called 'red'")
+    copy = reporting.folder / "copy"
+    shutil.copytree(red, copy)
+    refused(reporting.run(red, copy), "'red' and 'copy' are the same adapter; give it once")
+    long = reporting.data("blue") / "blue.jsonl"
+    (long.parent / "green.jsonl").unlink()
+    long.write_text(json.dumps({"prompt": "the cat " * 1100, "completion": "the mat"}))
+    complaint = f"blue: items and answers of up to \\d+ tokens, the attention window is {MAX_POSITIONS}; "
+    refused(reporting.run("--tasks", task, "--data", long.parent, "--max-example-tokens", 3000), complaint)
     task.write_bytes(reporting.llama.core_file(0, task="green", basis="sha256:" + "0" * 64))
     refused(reporting.run("--tasks", task, "--data", reporting.data("green")), f"{task}: file is for basis sha256:000")
     task.unlink()
@@ -102,3 +124,8 @@ def test_what_can_not_be_reported_is_refused(reporting: Reporting) -> None:
     refused(reporting.run(red, "--data", empty), "no file is named after an adapter or a task; name them NAME.jsonl")
     refused(reporting.run(empty), "no adapter_config.json|adapter_model")
     assert not (reporting.folder / "new").exists()
+
+
+def test_a_folder_that_can_not_be_written_to_is_refused_before_anything_is_measured(reporting: Reporting) -> None:
+    (reporting.folder / "new").write_bytes(b"")
+    refused(reporting.run("--data", reporting.data("nobody")), "new is no folder that can be written to")

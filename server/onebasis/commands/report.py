@@ -1,5 +1,6 @@
 """`onebasis report`: what a basis keeps of adapters and tasks."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,9 @@ import typer
 from onebasis.coefficients.validate import BoundCoefficients
 from onebasis.commands.console import BasisOption, ModelOption, ThreadsOption, complain, progress_bars, say, set_threads
 from onebasis.core.errors import InvalidReport
-from onebasis.fitting.coefficient_files import read_cores
-from onebasis.fitting.data import read_jsonl, tokenize
+from onebasis.fitting.coefficient_files import read_cores, short_name
+from onebasis.fitting.data import read_examples
+from onebasis.fitting.files import check_folder, write_whole
 from onebasis.fitting.peft.adapter import PeftAdapter, open_adapter
 from onebasis.fitting.peft.sites import site_shapes
 from onebasis.fitting.report.functional import Subject
@@ -49,6 +51,7 @@ def report_command(
 ) -> None:
     """Measure what a basis keeps of adapters and tasks, with every baseline beside it."""
     to_html, to_json = _renderers()
+    check_folder(output)
     set_threads(threads)
     device = torch.device("cpu")
     base = load_base(model, dtype=torch.bfloat16, device=device)
@@ -72,9 +75,8 @@ def report_command(
             on_site=lambda: progress.advance(sites),
             on_way=lambda: progress.advance(ways),
         )
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "report.html").write_text(to_html(report), encoding="utf-8")
-    (output / "report.json").write_text(to_json(report), encoding="utf-8")
+    write_whole(output / "report.html", to_html(report).encode())
+    write_whole(output / "report.json", to_json(report).encode())
     _tell(report)
     say(f"{output / 'report.html'}, {output / 'report.json'}")
 
@@ -98,17 +100,19 @@ def _subjects(
 ) -> list[Subject]:
     """One for each file of items whose name an adapter or a task has; others are named and left out."""
     by_name = {adapter.name: adapter for adapter in adapters}
+    counts = Counter(map(short_name, files))
+    labels = {file: short_name(file) if counts[short_name(file)] == 1 else str(file) for file in files}
     paths = {path.stem: path for path in sorted(data.glob("*.jsonl"))}
     for path, bound in files.items():
         if bound.file.task not in paths:
             raise InvalidReport(f"{path}: its task is {bound.file.task!r}, and {data} has no such .jsonl file")
     subjects: list[Subject] = []
     for name, path in paths.items():
-        own = {file.name.partition(".")[0]: bound for file, bound in files.items() if bound.file.task == name}
+        own = {labels[file]: bound for file, bound in files.items() if bound.file.task == name}
         if name not in by_name and not own:
             complain(f"{path}: no adapter and no task is called {name!r}; left out")
             continue
-        examples = tokenize(read_jsonl(path)[:n_items], base.tokenizer, max_tokens=max_tokens)
+        examples = read_examples(path, base.tokenizer, max_tokens=max_tokens, at_most=n_items)
         subjects.append(Subject(name, examples, by_name.get(name), own))
     if not subjects:
         raise InvalidReport(f"{data}: no file is named after an adapter or a task; name them NAME.jsonl")
@@ -129,6 +133,9 @@ def _tell(report: Report) -> None:
         }
         measured = (f"{name} {share:.3f}" for name, share in shares.items() if share is not None)
         say(f"energy held at k={last.k}: {'; '.join(measured)}")
+        for adapter in report.weights.adapters:
+            if adapter.outside:
+                complain(f"{adapter.name}: {adapter.outside:.3f} of its energy is at sites that the basis has not")
         for group in report.weights.seed_groups:
             complain(f"these adapters share their random start: {', '.join(group)}")
     for task in report.tasks:

@@ -35,6 +35,7 @@ def adapter(name: str, *, in_sample: bool) -> AdapterWeights:
         n_sites=2,
         largest_rank=8,
         norm=1.5,
+        outside=0.0 if in_sample else 0.777,
         held=(0.111, 0.222) if in_sample else (0.011, 0.022),
         left_out=(0.333, 0.444),
         angles_in=Angles(12, 80, 0.555),
@@ -111,7 +112,7 @@ def test_every_number_of_the_tables_is_there(html: str) -> None:
     shown = set(re.findall(r"\d+\.\d+", text))
     wanted = [0.111, 0.222, 0.011, 0.022, 0.333, 0.444, 0.71, 0.72, 0.05]
     wanted += [value for row in REPORT.weights.null for value in list(asdict(row).values())[1:]]
-    wanted += [0.301, 0.302, 0.401, 1.402, 2.403, 0.404, 0.501, 1.502, 2.503, 0.504, 0.601, 1.602]
+    wanted += [0.777, 0.301, 0.302, 0.401, 1.402, 2.403, 0.404, 0.501, 1.502, 2.503, 0.504, 0.601, 1.602]
     assert {f"{value:.3f}" for value in wanted} <= shown
     assert BASIS.digest in text
     assert "4 to 8" in text
@@ -176,7 +177,7 @@ def test_the_worst_sites_come_first() -> None:
 def test_parts_that_were_not_measured_are_absent() -> None:
     without = replace(
         REPORT.weights,
-        adapters=tuple(replace(a, left_out=None) for a in REPORT.weights.adapters),
+        adapters=tuple(replace(a, left_out=None, outside=0.0) for a in REPORT.weights.adapters),
         sites=tuple(replace(s, left_out=None) for s in REPORT.weights.sites),
         null=tuple(replace(row, left_out=None) for row in REPORT.weights.null),
         seed_groups=(),
@@ -184,6 +185,7 @@ def test_parts_that_were_not_measured_are_absent() -> None:
     text = report_html(replace(REPORT, weights=without, tasks=()))
     assert "Function:" not in text
     assert "Shared random start" not in text
+    assert "sites that the basis has not" not in text
     assert "None" not in text
     assert "Spectrum" not in report_html(replace(REPORT, weights=None))
 

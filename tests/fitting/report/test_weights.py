@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from onebasis.core.errors import InvalidReport
+from onebasis.core.ids import Digest
 from onebasis.fitting.report.results import WeightReport
 from onebasis.fitting.report.weights import measure_weights
 from onebasis.model.factors import Basis, load_basis
@@ -14,6 +15,14 @@ from onebasis.model.loader import LoadedBase
 from tests.coefficients.builders import edited
 from tests.fitting.report.fleet import MemoryAdapter, dense, orthonormal_rows, random_fleet, share_inside
 from tests.fitting.tiny import CPU
+
+
+class Copied(MemoryAdapter):
+    """An adapter in another folder."""
+
+    @property
+    def digest(self) -> Digest:
+        return MemoryAdapter("adapter-0", {}).digest
 
 
 def report(adapters: list[MemoryAdapter], basis: Basis, **changes: object) -> WeightReport:
@@ -97,6 +106,16 @@ def test_sites_that_an_adapter_leaves_alone_do_not_count_for_it(basis: Basis) ->
     assert found.sites[0].left_out == 0.0, "there is nothing else to make a basis from"
 
 
+def test_energy_at_sites_that_the_basis_has_not_is_told(basis: Basis) -> None:
+    first, second = random_fleet(basis, 2)
+    elsewhere = first.updates[basis.spec.sites[0].name]
+    more = MemoryAdapter("more", {**first.updates, "lm_head": elsewhere})
+    found, without = report([more, second], basis).adapters, report([first, second], basis).adapters
+    assert found[0].outside == pytest.approx(elsewhere.energy() / (elsewhere.energy() + without[0].norm ** 2))
+    assert found[1].outside == without[0].outside == 0.0
+    assert found[0].held == without[0].held
+
+
 def test_one_random_start_is_told(basis: Basis) -> None:
     first, second, third = random_fleet(basis, 3)
     same = {name: type(u)(b=u.b, a=first.updates[name].a) for name, u in second.updates.items()}
@@ -116,6 +135,8 @@ def test_what_can_not_be_compared_is_refused(basis: Basis) -> None:
     adapter = random_fleet(basis, 1)[0]
     with pytest.raises(InvalidReport, match="two adapters are called 'adapter-0'"):
         report([adapter, adapter], basis)
+    with pytest.raises(InvalidReport, match="'adapter-0' and 'copy' are the same adapter; give it once"):
+        report([adapter, Copied("copy", adapter.updates)], basis)
     elsewhere = MemoryAdapter("elsewhere", {"lm_head": next(iter(adapter.updates.values()))})
     with pytest.raises(InvalidReport, match="'elsewhere' changes no site of the basis"):
         report([adapter, elsewhere], basis)

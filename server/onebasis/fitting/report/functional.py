@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from onebasis.coefficients.validate import BoundCoefficients
+from onebasis.core.errors import InvalidReport
 from onebasis.fitting.applied import applied_updates
 from onebasis.fitting.core_updates import core_updates, site_cores
 from onebasis.fitting.data import TokenExample
-from onebasis.fitting.evaluate import score
+from onebasis.fitting.evaluate import EXTRA_TOKENS, score
 from onebasis.fitting.fidelity import measure_fidelity
 from onebasis.fitting.generation import greedy_answers
-from onebasis.fitting.packed_attention import packed_logits
+from onebasis.fitting.packed_attention import attention_window, packed_logits
 from onebasis.fitting.packing import pack
 from onebasis.fitting.report.results import TaskScores, WayScore
 from onebasis.fitting.report.ways import (
@@ -82,6 +83,18 @@ def score_subject(
     return TaskScores(subject.name, len(subject.examples), tuple(scores))
 
 
+def check_length(base: LoadedBase, subject: Subject) -> None:
+    """Raises InvalidReport: its items, or answers to them, may be longer than the model's attention window."""
+    prompt = max(len(example.prompt_ids) for example in subject.examples)
+    answer = max(len(example.answer_ids) for example in subject.examples) + EXTRA_TOKENS
+    longest, window = prompt + answer, attention_window(base)
+    if longest > window:
+        raise InvalidReport(
+            f"{subject.name}: items and answers of up to {longest} tokens, the attention window is {window}; "
+            f"leave out the longest"
+        )
+
+
 class _Scorer:
     """Scores ways on the items of one task, beside the original adapter's own answers if there is one."""
 
@@ -92,7 +105,7 @@ class _Scorer:
         self._answered: list[TokenExample] = []
         if original is not None:
             prompts = [example.prompt_ids for example in examples]
-            longest = max(len(example.answer_ids) for example in examples) + 4
+            longest = max(len(example.answer_ids) for example in examples) + EXTRA_TOKENS
             with applied_updates(base, original):
                 answers = greedy_answers(base, prompts, max_new_tokens=longest)
             self._answered = [TokenExample(p, a, "") for p, a in zip(prompts, answers, strict=True)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from onebasis import __version__
 from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.core.errors import InvalidReport
-from onebasis.fitting.report.functional import Subject, n_ways, score_subject
+from onebasis.fitting.report.functional import Subject, check_length, n_ways, score_subject
 from onebasis.fitting.report.results import BasisSummary, Report, TaskScores
 from onebasis.fitting.report.weights import ReadAdapter, measure_weights
 from onebasis.model.factors import Basis, checked_fingerprint
@@ -35,12 +35,14 @@ def measure_report(
     """Measure everything: weights if there are adapters, functions if there are subjects.
 
     Raises:
-        InvalidReport: there is neither; or from `measure_weights`.
+        InvalidReport: there is neither; from `check_length`, or from `measure_weights`.
         InvalidBasis: the basis was made for other base weights.
     """
     if not adapters and not subjects:
         raise InvalidReport("nothing to measure; give adapters, or --tasks with --data")
     checked_fingerprint(base.model, basis)
+    for subject in subjects:
+        check_length(base, subject)
     weights = None
     if adapters:
         weights = measure_weights(

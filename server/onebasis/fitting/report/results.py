@@ -35,8 +35,9 @@ class Angles:
 
 @dataclass(frozen=True, slots=True)
 class AdapterWeights:
-    """What is kept of one adapter over all of its sites.
+    """What is kept of one adapter over all of its sites that the basis has.
 
+    outside: share of its energy at sites that the basis has not, which no other number of the report counts.
     in_sample: the basis was made from it. held: share of its energy that the first k rows of the basis hold, for
     each k of the report's prefixes. left_out: the same for a basis made anew from the other adapters; None if not
     measured.
@@ -48,6 +49,7 @@ class AdapterWeights:
     n_sites: int
     largest_rank: int
     norm: float
+    outside: float
     held: tuple[float, ...]
     left_out: tuple[float, ...] | None
     angles_in: Angles

@@ -46,7 +46,7 @@ def measure_weights(
         seed: of the null's directions.
 
     Raises:
-        InvalidReport: two adapters of one name, or one that changes no site of the basis.
+        InvalidReport: two adapters of one name, one adapter twice, or one that changes no site of the basis.
     """
     _check(adapters, basis)
     plan = _plan(basis, adapters, leave_one_out=leave_one_out and len(adapters) > 1, n_sweeps=n_sweeps)
@@ -68,7 +68,7 @@ def measure_weights(
         prefixes=plan.prefixes,
         spectrum_rows=plan.spectrum_rows,
         refit=f"HOSVD and at most {n_sweeps} alternations" if n_sweeps else "HOSVD alone",
-        adapters=tuple(_adapter(adapter, places[adapter.name], known) for adapter in adapters),
+        adapters=tuple(_adapter(adapter, places[adapter.name], basis, known) for adapter in adapters),
         sites=tuple(sites),
         null=_null_rows(plan, measures, known),
         bytes_and_energy=bytes_and_energy(plan, basis.spec.sites, places, known),
@@ -87,7 +87,10 @@ def _check(adapters: Sequence[ReadAdapter], basis: Basis) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidReport(f"two adapters are called {twice[0]!r}; rename a folder")
+    same = {adapter.digest: adapter.name for adapter in adapters}
     for adapter in adapters:
+        if same[adapter.digest] != adapter.name:
+            raise InvalidReport(f"{adapter.name!r} and {same[adapter.digest]!r} are the same adapter; give it once")
         if not any(site in basis.factors and adapter.update(site).energy() > 0 for site in adapter.sites):
             raise InvalidReport(f"adapter {adapter.name!r} changes no site of the basis; leave it out")
 
@@ -103,7 +106,8 @@ def _plan(basis: Basis, adapters: Sequence[ReadAdapter], *, leave_one_out: bool,
     return WeightPlan(prefixes, tuple(sorted(counts)), leave_one_out, n_sweeps)
 
 
-def _adapter(adapter: ReadAdapter, found: AdapterSites, known: frozenset[str]) -> AdapterWeights:
+def _adapter(adapter: ReadAdapter, found: AdapterSites, basis: Basis, known: frozenset[str]) -> AdapterWeights:
+    outside = sum(adapter.update(site).energy() for site in adapter.sites if site not in basis.factors)
     return AdapterWeights(
         name=adapter.name,
         digest=adapter.digest,
@@ -111,6 +115,7 @@ def _adapter(adapter: ReadAdapter, found: AdapterSites, known: frozenset[str]) -
         n_sites=len(found.places),
         largest_rank=max(site.ranks[i] for site, i in found.places),
         norm=found.energy() ** 0.5,
+        outside=outside / (outside + found.energy()),
         held=found.share(lambda site: site.held),
         left_out=found.share(lambda site: site.left_out) or None,
         angles_in=summary([site.angles_in[i] for site, i in found.places]),
