@@ -84,6 +84,12 @@ def test_import_and_export_come_back_to_the_same_coefficients(
 def test_what_is_wrong_is_one_line(onebasis: Command, llama: TinyModel, adapter: Path, tmp_path: Path):
     output = tmp_path / "t.coef.safetensors"
     refused(onebasis("import", tmp_path, *given(llama, output)), "no adapter_config.json; it has adapters inside")
+    text = tmp_path / "text.jsonl"
+    text.write_text("{}")
+    calibrated = onebasis("import", adapter, *given(llama, output), "--calibration", text)
+    refused(calibrated, f"data {text}, line 1: needs .*; prompt: Field required")
+    refused(onebasis("import", adapter, *given(llama, llama.basis_path)), "this command reads that file; name another")
+    refused(onebasis("import", adapter, *given(llama, adapter / "adapter_config.json" / "t")), "is no folder that can")
     refused(onebasis("import", adapter, *given(llama, output), "--k", 99), "k=99: this basis has 4 rows")
     refused(onebasis("import", adapter, *given(llama, output), "--task", "a b"), "task name 'a b'")
     refused(onebasis("export", adapter / "adapter_model.safetensors", *given(llama, tmp_path / "out")), "'format'")

@@ -13,7 +13,8 @@ from onebasis.commands.console import BasisOption, ModelOption, ThreadsOption, p
 from onebasis.core.errors import SetupError
 from onebasis.core.ids import parse_task_name
 from onebasis.fitting.calibration import OutputFidelity, project_for_inputs
-from onebasis.fitting.data import read_jsonl, tokenize
+from onebasis.fitting.data import read_examples
+from onebasis.fitting.files import check_output, write_whole
 from onebasis.fitting.peft.adapter import PeftAdapter, open_adapter
 from onebasis.fitting.peft.export import export_peft
 from onebasis.fitting.peft.import_job import ImportReport, ImportSettings, import_adapter
@@ -56,6 +57,7 @@ def import_command(
     """Project a PEFT LoRA adapter into a basis: quick, lossy, and says how much is lost."""
     name = parse_task_name(task or adapter.resolve().name)
     settings = ImportSettings(task=name, k=k, residual_rank=residual, min_energy=min_energy)
+    check_output(output, basis)
     set_threads(threads)
     base = load_base(model, dtype=torch.bfloat16, device=_CPU)
     loaded = load_basis(basis, dtype=torch.float32, device=_CPU)
@@ -68,8 +70,7 @@ def import_command(
     else:
         projection, outputs = _calibrated(opened, loaded, base, calibration, max_example_tokens, k)
     data, report = import_adapter(opened, loaded, projection, settings, outputs)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(data)
+    write_whole(output, data)
     _tell(output, len(data), opened, report, residual)
 
 
@@ -95,7 +96,7 @@ def export_command(
 def _calibrated(
     adapter: PeftAdapter, basis: Basis, base: LoadedBase, text: Path, max_tokens: int, k: int | None
 ) -> tuple[Projection, OutputFidelity]:
-    examples = tokenize(read_jsonl(text), base.tokenizer, max_tokens=max_tokens)
+    examples = read_examples(text, base.tokenizer, max_tokens=max_tokens)
     with progress_bars() as progress:
         bar = progress.add_task("calibration", total=len(examples))
         return project_for_inputs(adapter, basis, base, examples, lambda: progress.advance(bar), k)
