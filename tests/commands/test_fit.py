@@ -156,11 +156,15 @@ def test_the_compared_lora_is_saved_for_peft(llama: TinyModel, folder: Path, tmp
 def test_options_of_what_is_not_asked_for_are_refused(llama: TinyModel, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="--lora-output needs --compare"):
         fit(llama, "--data", folder, "--output", tmp_path, "--lora-output", tmp_path / "loras")
+    with pytest.raises(SetupError, match="--lora-learning-rate needs --compare"):
+        fit(llama, "--data", folder, "--output", tmp_path, "--lora-learning-rate", "0.001")
+    with pytest.raises(SetupError, match="--save-every needs --checkpoint"):
+        fit(llama, "--data", folder, "--output", tmp_path, "--save-every", "25")
     with pytest.raises(SetupError, match="--n-mix is for --learn-mixing"):
         fit(llama, "--data", folder, "--output", tmp_path, "--form", "vector", "--n-mix", "2")
     with pytest.raises(SetupError, match="--learn-mixing goes with --form vector"):
         fit(llama, "--data", folder, "--output", tmp_path, "--learn-mixing", tmp_path / "b")
-    with pytest.raises(SetupError, match="is the basis itself; name another file"):
+    with pytest.raises(SetupError, match="this command reads that file; name another one"):
         fit(llama, "--data", folder, "--output", tmp_path, "--form", "vector", "--learn-mixing", llama.basis_path)
     with pytest.raises(InvalidBasis, match="8 mixing cores from 2 tasks: allowed are 1 to 1"):
         fit(llama, "--data", folder, "--output", tmp_path, "--form", "vector", "--learn-mixing", tmp_path / "b")
@@ -174,6 +178,42 @@ def test_resume_without_a_checkpoint_is_refused(llama: TinyModel, folder: Path, 
 def test_validation_for_other_tasks_is_refused(llama: TinyModel, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="--validation has cats, --data has cats, dogs; give the same tasks"):
         fit(llama, "--data", folder, "--validation", folder / "cats.jsonl", "--output", tmp_path)
+    one = ["--data", folder / "cats.jsonl", "--output", tmp_path]
+    with pytest.raises(SetupError, match="--validation has cats, dogs, --data has cats; give the same tasks"):
+        fit(llama, *one, "--validation", folder)
+    with pytest.raises(SetupError, match="--validation has dogs, --data has cats; give the same tasks"):
+        fit(llama, *one, "--validation", f"dogs={folder / 'dogs.jsonl'}")
+
+
+def test_one_name_for_several_tasks_is_refused(llama: TinyModel, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="--task one names one task, --data has cats, dogs; leave --task out"):
+        fit(llama, "--data", folder, "--task", "one", "--output", tmp_path)
+
+
+def test_a_checkpoint_is_never_written_over_unasked(llama: TinyModel, folder: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run"
+    checkpoint.write_bytes(b"hours of training")
+    options = ["--data", folder, "--output", tmp_path / "out", "--checkpoint", checkpoint]
+    with pytest.raises(SetupError, match="run: exists; go on from it with --resume, or name a new file"):
+        fit(llama, *options)
+    assert checkpoint.read_bytes() == b"hours of training"
+
+
+def test_what_could_not_be_written_is_refused_before_anything_is_trained(
+    llama: TinyModel, folder: Path, tmp_path: Path
+) -> None:
+    before = llama.basis_path.read_bytes()
+    with pytest.raises(SetupError, match="this command reads that file; name another one"):
+        fit(llama, "--data", folder / "cats.jsonl", "--output", llama.basis_path)
+    assert llama.basis_path.read_bytes() == before
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SetupError, match="file is no folder that can be written to"):
+        fit(llama, "--data", folder, "--output", tmp_path / "file" / "out")
+    with pytest.raises(SetupError, match="file is no folder that can be written to"):
+        fit(llama, "--data", folder, "--output", tmp_path / "out", "--checkpoint", tmp_path / "file" / "run")
+    with pytest.raises(SetupError, match=r"learning rate 0\.0: needs a finite number above 0"):
+        fit(llama, "--data", folder, "--output", tmp_path / "out", "--compare", "--lora-learning-rate", "0")
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- which files
@@ -195,8 +235,6 @@ def test_ambiguous_files_are_refused(folder: Path, tmp_path: Path) -> None:
     cats = folder / "cats.jsonl"
     with pytest.raises(SetupError, match="task 'cats' comes twice"):
         task_files("--data", [str(folder), str(cats)], None)
-    with pytest.raises(SetupError, match="--task one names one task, --data has cats, dogs"):
-        task_files("--data", [str(folder)], "one")
     with pytest.raises(SetupError, match=r"no \*\.jsonl in this folder"):
         task_files("--data", [str(tmp_path)], None)
     with pytest.raises(InvalidTaskName):

@@ -14,7 +14,8 @@ from onebasis.commands.console import BasisOption, ModelOption, ThreadsOption, p
 from onebasis.commands.fit_data import output_files, task_files
 from onebasis.commands.fit_outcomes import Outcome, outcomes_as_json, print_outcomes
 from onebasis.core.errors import SetupError
-from onebasis.fitting.data import read_jsonl, split, tokenize
+from onebasis.fitting.data import read_examples, split
+from onebasis.fitting.files import check_output
 from onebasis.fitting.low_rank import LowRankUpdate
 from onebasis.fitting.peft.export import check_new, write_adapter
 from onebasis.fitting.training.job import fit_tasks
@@ -27,6 +28,8 @@ from onebasis.model.factors import load_basis
 from onebasis.model.loader import LoadedBase, load_base
 
 _N_MIX: Final = 8
+_SAVE_EVERY: Final = 25
+_LORA_LEARNING_RATE: Final = 1e-3
 
 
 def fit_command(
@@ -70,14 +73,16 @@ def fit_command(
         int | None, typer.Option(min=1, help="End a task's training after so many evaluations without a new best.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="File to save the run to as it goes; removed at its end.")
+        Path | None, typer.Option(dir_okay=False, help="New file to save the run to as it goes; removed at its end.")
     ] = None,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between two savings of the checkpoint.")] = 25,
+    save_every: Annotated[
+        int | None, typer.Option(min=1, help="For --checkpoint: steps between two savings; 25.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also train a LoRA (r=8, alpha=16, all sites) on the same data and steps.")
     ] = False,
-    lora_learning_rate: Annotated[float, typer.Option(min=0.0, help="For --compare.")] = 1e-3,
+    lora_learning_rate: Annotated[float | None, typer.Option(min=0.0, help="For --compare; 0.001.")] = None,
     lora_output: Annotated[
         Path | None, typer.Option(file_okay=False, help="For --compare: save each LoRA as a PEFT adapter, DIR/NAME.")
     ] = None,
@@ -86,12 +91,9 @@ def fit_command(
     threads: ThreadsOption = None,
 ) -> None:
     """Train tasks' coefficients inside a fixed basis."""
-    if resume and checkpoint is None:
-        raise SetupError("--resume needs --checkpoint, the file to go on from")
     if n_mix is not None and learn_mixing is None:
         raise SetupError("--n-mix is for --learn-mixing; a basis's mixing cores have their number")
-    if learn_mixing is not None and learn_mixing.exists() and learn_mixing.samefile(basis):
-        raise SetupError(f"--learn-mixing {learn_mixing} is the basis itself; name another file")
+    _check_checkpoint(checkpoint, save_every, resume=resume)
     recipe = FitRecipe(
         form=form,
         n_steps=steps,
@@ -102,12 +104,18 @@ def fit_command(
         patience=patience,
     )
     files = task_files("--data", data, task)
+    if task is not None and [*files] != [task]:
+        raise SetupError(f"--task {task} names one task, --data has {', '.join(files)}; leave --task out")
     only_task = next(iter(files)) if len(files) == 1 else None
     held_out = task_files("--validation", validation, only_task) if validation else {}
     if held_out and held_out.keys() != files.keys():
         raise SetupError(f"--validation has {', '.join(held_out)}, --data has {', '.join(files)}; give the same tasks")
     outputs = output_files(output, list(files))
+    lora_recipe = _lora_recipe(recipe, lora_learning_rate, compare=compare)
     lora_folders = _lora_folders(lora_output, list(files), compare=compare)
+    for written in (*outputs.values(), learn_mixing, checkpoint):
+        if written is not None:
+            check_output(written, basis, *files.values(), *held_out.values())
     set_threads(threads)
     base = load_base(model, dtype=torch.bfloat16, device=torch.device("cpu"))
     loaded = load_basis(basis, dtype=torch.bfloat16, device=torch.device("cpu"))
@@ -117,15 +125,15 @@ def fit_command(
     ]
     mixed: BasisSpec | None = None
     with _step_bars([*files] if learn_mixing is None else [*files, SHARED], steps) as on_step:
-        progress = Progress(on_step, checkpoint, save_every, resume)
+        progress = Progress(on_step, checkpoint, save_every or _SAVE_EVERY, resume)
         if learn_mixing is None:
             fitted = fit_tasks(base, loaded, tasks, recipe, progress)
         else:
             count = n_mix or loaded.spec.sites[0].n_mix or _N_MIX
             mixed, fitted = fit_with_mixing(base, loaded, basis, tasks, recipe, count, learn_mixing, progress)
     outcomes = [Outcome(form, data.task, report, data.output) for data, report in zip(tasks, fitted, strict=True)]
-    if compare:
-        outcomes += _fit_loras(base, tasks, replace(recipe, learning_rate=lora_learning_rate), fitted, lora_folders)
+    if lora_recipe is not None:
+        outcomes += _fit_loras(base, tasks, lora_recipe, fitted, lora_folders)
     if checkpoint is not None:
         checkpoint.unlink()
     if as_json:
@@ -137,6 +145,26 @@ def fit_command(
             f"{learn_mixing}: {len(mixed.sites)} sites with {mixed.sites[0].n_mix} mixing cores learnt on {len(tasks)} "
             f"tasks, {mixed.size_bytes / 2**20:.1f} MiB, {mixed.digest}"
         )
+
+
+def _check_checkpoint(checkpoint: Path | None, save_every: int | None, *, resume: bool) -> None:
+    """Refuse options of a checkpoint without one, and to write over a run that could be gone on with."""
+    if checkpoint is None:
+        if resume:
+            raise SetupError("--resume needs --checkpoint, the file to go on from")
+        if save_every is not None:
+            raise SetupError("--save-every needs --checkpoint, the file to save to")
+    elif checkpoint.exists() and not resume:
+        raise SetupError(f"checkpoint {checkpoint}: exists; go on from it with --resume, or name a new file")
+
+
+def _lora_recipe(recipe: FitRecipe, learning_rate: float | None, *, compare: bool) -> FitRecipe | None:
+    """As the tasks are trained, at another rate; None where no LoRA is."""
+    if compare:
+        return replace(recipe, learning_rate=_LORA_LEARNING_RATE if learning_rate is None else learning_rate)
+    if learning_rate is not None:
+        raise SetupError("--lora-learning-rate needs --compare, which trains the LoRA")
+    return None
 
 
 def _lora_folders(folder: Path | None, tasks: Sequence[str], *, compare: bool) -> dict[str, Path]:
@@ -154,11 +182,11 @@ def _lora_folders(folder: Path | None, tasks: Sequence[str], *, compare: bool) -
 def _task_data(
     base: LoadedBase, name: str, path: Path, held_out: Path | None, output: Path, max_tokens: int, seed: int
 ) -> TaskData:
-    examples = tokenize(read_jsonl(path), base.tokenizer, max_tokens=max_tokens)
+    examples = read_examples(path, base.tokenizer, max_tokens=max_tokens)
     if held_out is None:
         train, validation = split(examples, n_validation=min(64, len(examples) // 10), seed=seed)
     else:
-        train, validation = examples, tokenize(read_jsonl(held_out), base.tokenizer, max_tokens=max_tokens)
+        train, validation = examples, read_examples(held_out, base.tokenizer, max_tokens=max_tokens)
     return TaskData(name, train, validation, output)
 
 

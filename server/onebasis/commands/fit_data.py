@@ -6,9 +6,9 @@ from typing import Final
 
 from onebasis.core.errors import SetupError
 from onebasis.core.ids import parse_task_name
+from onebasis.fitting.coefficient_files import SUFFIX
 
 _JSONL: Final = ".jsonl"
-_COEFFICIENTS: Final = ".coef.safetensors"
 
 
 def task_files(option: str, values: Sequence[str], task: str | None) -> dict[str, Path]:
@@ -16,10 +16,11 @@ def task_files(option: str, values: Sequence[str], task: str | None) -> dict[str
 
     Args:
         option: the option's name, for messages.
-        values: each `NAME=FILE`, a folder of `NAME.jsonl`, or a file, which is of `task` or named as its task.
+        values: each `NAME=FILE`, a folder of `NAME.jsonl`, or a file.
+        task: whose a file without a NAME is; the one it is named after when None.
 
     Raises:
-        SetupError: a folder without such files, a task that comes twice, `task` beside several.
+        SetupError: a folder without such files, a task that comes twice.
         InvalidTaskName: a name that no task can have.
     """
     found: list[tuple[str, Path]] = []
@@ -38,8 +39,6 @@ def task_files(option: str, values: Sequence[str], task: str | None) -> dict[str
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SetupError(f"{option}: task {twice!r} comes twice; give each task one file")
-    if task is not None and names != [task]:
-        raise SetupError(f"--task {task} names one task, {option} has {', '.join(names)}; leave --task out")
     return dict(found)
 
 
@@ -50,7 +49,7 @@ def output_files(output: Path, tasks: Sequence[str]) -> Mapping[str, Path]:
         SetupError: one file for several tasks.
     """
     if not output.name.endswith(".safetensors"):
-        return {task: output / f"{task}{_COEFFICIENTS}" for task in tasks}
+        return {task: output / f"{task}{SUFFIX}" for task in tasks}
     if len(tasks) > 1:
         raise SetupError(f"--output {output} is one file, there are {len(tasks)} tasks; give a folder")
     return {tasks[0]: output}
