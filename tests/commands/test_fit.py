@@ -84,10 +84,11 @@ def test_a_folder_is_several_tasks_and_json_is_the_whole_report(llama: TinyModel
         ("dogs", "core"),
         ("dogs", "LoRA r=8"),
     ]
-    assert report[1]["output"] is None
+    assert report[1]["output"] is report[1]["basis"] is None
     for row in report[::2]:
         file = parse_coefficients(Path(row["output"]).read_bytes())
         bind(file, llama.basis)
+        assert row["basis"] == file.basis
         assert (row["size_bytes"], row["training"]["n_steps"]) == (file.size_bytes, 4)
         assert row["training"]["kept_step"] == file.provenance["steps"]["kept"]
         assert [step for step, _ in row["training"]["evaluations"]] == [2, 4]
@@ -131,6 +132,13 @@ def test_mixing_cores_learnt_with_the_vectors(llama: TinyModel, folder: Path, tm
     one_more = ["--data", folder / "cats.jsonl", "--form", "vector", "--output", tmp_path / "later.safetensors"]
     run("fit", "--model", llama.folder, "--basis", learned, *QUICK, *one_more)
     bind(parse_coefficients((tmp_path / "later.safetensors").read_bytes()), spec)
+
+
+def test_json_has_the_basis_that_was_learnt(llama: TinyModel, folder: Path, tmp_path: Path) -> None:
+    learned = tmp_path / "learned.basis.safetensors"
+    options = ["--form", "vector", "--learn-mixing", learned, "--n-mix", "1", "--json"]
+    report = json.loads(fit(llama, "--data", folder, "--output", tmp_path / "out", *options))
+    assert [row["basis"] for row in report] == [read_basis_spec(learned).digest] * 2
 
 
 def test_the_compared_lora_is_saved_for_peft(llama: TinyModel, folder: Path, tmp_path: Path) -> None:

@@ -131,7 +131,10 @@ def fit_command(
         else:
             count = n_mix or loaded.spec.sites[0].n_mix or _N_MIX
             mixed, fitted = fit_with_mixing(base, loaded, basis, tasks, recipe, count, learn_mixing, progress)
-    outcomes = [Outcome(form, data.task, report, data.output) for data, report in zip(tasks, fitted, strict=True)]
+    made_for = (mixed or loaded.spec).digest
+    outcomes = [
+        Outcome(form, data.task, report, data.output, made_for) for data, report in zip(tasks, fitted, strict=True)
+    ]
     if lora_recipe is not None:
         outcomes += _fit_loras(base, tasks, lora_recipe, fitted, lora_folders)
     if checkpoint is not None:
@@ -208,7 +211,7 @@ def _fit_loras(
         base_scores = [report.base_score for report in fitted]
         reports = fit_loras(base, tasks, recipe, shape, on_step, base_scores=base_scores, save=save)
     return [
-        Outcome(f"LoRA r={shape.rank}", data.task, report, folders.get(data.task))
+        Outcome(f"LoRA r={shape.rank}", data.task, report, folders.get(data.task), basis=None)
         for data, report in zip(tasks, reports, strict=True)
     ]
 

@@ -8,17 +8,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from onebasis.core.ids import Digest
 from onebasis.fitting.training.run import FitReport
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was trained for a task, how that went, and where it was written; None for a LoRA that was not."""
+    """What was trained for a task, how that went, and where it was written; None for a LoRA that was not.
+
+    basis: that the file is for; None for a LoRA, which has none.
+    """
 
     trained: str
     task: str
     report: FitReport
     output: Path | None
+    basis: Digest | None
 
 
 def print_outcomes(outcomes: Sequence[Outcome]) -> None:
@@ -48,7 +53,11 @@ def outcomes_as_json(outcomes: Sequence[Outcome]) -> str:
     """A list of reports, task after task."""
     rows = [
         asdict(outcome.report)
-        | {"trained": outcome.trained, "output": None if outcome.output is None else str(outcome.output)}
+        | {
+            "trained": outcome.trained,
+            "output": None if outcome.output is None else str(outcome.output),
+            "basis": outcome.basis,
+        }
         for outcome in _by_task(outcomes)
     ]
     return json.dumps(rows, indent=1)
