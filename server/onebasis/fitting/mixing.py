@@ -57,10 +57,11 @@ def mix_basis(basis: Path, tasks: Sequence[BoundCoefficients], n_mix: int, outpu
         tasks: at least n_mix + 1, as the mean takes one degree of freedom.
 
     Raises:
-        InvalidBasis: n_mix is not between 1 and the number of tasks less one, or more than the numbers of some core.
+        InvalidBasis: n_mix is not between 1 and the number of different tasks less one, or above the numbers of some
+            core.
         OSError: a file can't be read or written.
     """
-    check_n_mix(n_mix, len(tasks))
+    check_n_mix(n_mix, len({task.digest for task in tasks}))
     spec = read_basis_spec(basis)
     smallest = min(spec.sites, key=lambda site: site.k_out * site.k_in)
     if n_mix > smallest.k_out * smallest.k_in:

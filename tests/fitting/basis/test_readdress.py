@@ -125,7 +125,7 @@ def test_files_of_no_ancestor_or_no_fit_are_refused() -> None:
     stranger = basis_spec(seed=1)
     with pytest.raises(WrongBasis, match=stranger.digest):
         readdress(coefficients(stranger), NEW, ancestors(NEW))
-    with pytest.raises(WrongBasis):
+    with pytest.raises(InvalidBasis, match="the file is for it already; leave it out"):
         readdress(coefficients(OLD), OLD, ancestors(OLD))
     short = edited(coefficients(OLD), tensors={"coefficients": raw_tensor(np.zeros(67, np.float16))})
     with pytest.raises(WrongLength):

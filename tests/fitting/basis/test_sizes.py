@@ -76,5 +76,18 @@ def test_the_smallest_cores_that_hold_the_share(share: float) -> None:
 
 def test_a_share_that_can_not_be_had_is_refused_by_site() -> None:
     tables = {"good": table(0.5, 0.5), "bad": EnergyTable(TABLES["flat"].held * 0.5)}
-    with pytest.raises(InvalidBasis, match=r"bad holds 0\.500 of its energy with k_out=32 and k_in=24, 0\.6 was asked"):
+    with pytest.raises(
+        InvalidBasis, match=r"bad holds 0\.500 of its energy with k_out=32 and k_in=24, the most .* 0\.6 was asked"
+    ):
         by_energy(tables, 0.6)
+    odd = {"odd": EnergyTable(torch.nn.functional.pad(torch.full((20, 20), 0.7), (1, 0, 1, 0)))}
+    odd["odd"].held[20, 20] = 1.0
+    with pytest.raises(InvalidBasis, match=r"odd holds 0\.700 of its energy with k_out=16 and k_in=16, the most"):
+        by_energy(odd, 0.9)
+
+
+def test_all_of_the_energy_can_be_asked_for() -> None:
+    """What all directions hold is 1 but for the rounding of sums."""
+    held = torch.nn.functional.pad(torch.full((16, 16), 0.5), (1, 0, 1, 0)).double()
+    held[16, 16] = 1 - 1e-15
+    assert by_energy({"site": EnergyTable(held)}, 1.0) == {"site": (16, 16)}

@@ -44,10 +44,12 @@ def readdress(data: bytes, extended: BasisSpec, lineage: Sequence[Ancestor]) -> 
 
     Raises:
         WrongBasis: the file's basis is not among those.
-        InvalidBasis: the file is a vector, and `extended` has other mixing cores than its basis.
+        InvalidBasis: the file is for `extended` itself, or a vector whose basis had other mixing cores than `extended`.
         CoefficientError: the file does not fit its own basis.
     """
     file = parse_coefficients(data)
+    if file.basis == extended.digest:
+        raise InvalidBasis(f"basis {extended.digest}: the file is for it already; leave it out")
     ancestor = next((ancestor for ancestor in lineage if ancestor.digest == file.basis), None)
     if ancestor is None:
         raise WrongBasis(found=file.basis, loaded=extended.digest)

@@ -14,6 +14,7 @@ ROW_STEP: Final = 8
 """Sizes that are chosen here are multiples of this: 16 bytes of bfloat16, as a GPU wants them."""
 
 _BYTES: Final = 2  # of a core's number, in float16
+_ROUNDING: Final = 1e-9  # of a share: what all directions hold together is 1 but for this
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,12 @@ def by_energy(tables: Mapping[str, EnergyTable], share: float) -> dict[str, RowS
     chosen: dict[str, RowSize] = {}
     for site, table in tables.items():
         choices = table.choices()
-        size = next((size for _, held, size in choices if held >= share), None)
+        size = next((size for _, held, size in choices if held >= share - _ROUNDING), None)
         if size is None:
-            k_out, k_in = (n - 1 for n in table.held.shape)
+            _, held, (k_out, k_in) = choices[-1]
             raise InvalidBasis(
-                f"{site} holds {float(table.held[-1, -1]):.3f} of its energy with k_out={k_out} and k_in={k_in}, "
-                f"{share:g} was asked for; raise --k-max or lower --energy"
+                f"{site} holds {held:.3f} of its energy with k_out={k_out} and k_in={k_in}, the most to choose from, "
+                f"{share:g} was asked for; raise --k-max, lower --energy, or give --k"
             )
         chosen[site] = size
     return chosen
