@@ -129,6 +129,8 @@ def test_an_extension_and_its_files(build: Run, onebasis: Run, fleet: Path, llam
     backwards = onebasis("basis", "readdress", written, "--basis", llama.basis_path, "--output", tmp_path / "back")
     refused(backwards, f"{written}: file is for basis {new.digest}")
     assert not (tmp_path / "back").exists()
+    twice = onebasis("basis", "readdress", written, "--basis", tmp_path / "b", "--output", tmp_path / "back")
+    refused(twice, f"{written}: basis {new.digest}: the file is for it already; leave it out")
 
 
 def test_a_basis_with_mixing_cores_is_extended_and_its_vectors_go_along(
@@ -177,6 +179,11 @@ def _whole(spec: BasisSpec, folder: Path) -> list[Path]:
         (["--kind", "fleet", "FLEET", "--seed", 1], "--seed does not go with --kind fleet"),
         (["--kind", "random", "--sweeps", 0], "--sweeps does not go with --kind random"),
         (["--kind", "fleet", "FLEET", "--base-rows", 2], "--base-rows does not go with --kind fleet"),
+        (
+            ["--kind", "mixed", "FLEET", "--k", 1],
+            "--kind mixed: 0 of 1 rows from the base; needs at least one from either",
+        ),
+        (["--kind", "mixed", "FLEET", "--k", 4, "--base-rows", 4], "--kind mixed: 4 of 4 rows from the base"),
         (["--kind", "mixed", "FLEET", "--budget", "9KiB"], "--kind mixed needs its size as --k"),
         (["--kind", "fleet", "FLEET", "--k", 4, "--energy", 0.5], "--k and --energy each say how many"),
         (["--kind", "fleet", "FLEET", "--k-in", 4], "--k-in and --k-out go together"),
@@ -205,13 +212,17 @@ def test_what_can_not_be_mixed_is_refused(onebasis: Run, llama: TinyModel, tmp_p
     site = llama.basis.sites[0]
     residual = {site.name: Residual(np.ones((1, site.d_in), np.float16), np.ones((site.d_out, 1), np.float16))}
     files = [tmp_path / f"{i}.coef.safetensors" for i in range(20)]
-    for i, path in enumerate(files):
-        path.write_bytes(llama.core_file(i))
+    files[0].write_bytes(llama.core_file(0))
     output = tmp_path / "mixed"
 
     def mix(*options: object, to: Path = output) -> Result:
         return onebasis("basis", "mix", "--basis", llama.basis_path, *files, "--output", to, *options)
 
+    for path in files[1:]:
+        path.write_bytes(llama.core_file(0))
+    refused(mix("--n-mix", 1), "1 mixing cores from 1 tasks: allowed are 1 to 0")
+    for i, path in enumerate(files):
+        path.write_bytes(llama.core_file(i))
     refused(mix("--n-mix", 17), "17 mixing cores: the core of model.layers.0.* has 16 numbers itself; lower --n-mix")
     refused(mix(to=llama.basis_path), "this command reads that file; name another one")
     files[3].write_bytes(llama.core_file(3, residual=residual))

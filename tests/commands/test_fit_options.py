@@ -113,6 +113,8 @@ def test_refuses_before_it_trains(changed: dict[str, object], complaint: str, fi
         ("learning-rate", "nan"),
         ("max-example-tokens", 1),
         ("threads", 0),
+        ("seed", -1),
+        ("seed", 2**63),
     ],
 )
 def test_refuses_numbers_out_of_range(name: str, value: object, fitting: Fitting) -> None:

@@ -11,7 +11,15 @@ import typer
 from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
 from onebasis.coefficients.lineage import Ancestor
 from onebasis.commands.basis_options import Kind, SizeOptions, refuse
-from onebasis.commands.console import ModelOption, ThreadsOption, complain, progress_bars, say, set_threads
+from onebasis.commands.console import (
+    LARGEST_SEED,
+    ModelOption,
+    ThreadsOption,
+    complain,
+    progress_bars,
+    say,
+    set_threads,
+)
 from onebasis.core.errors import CoefficientError, InvalidBasis, InvalidFile, SetupError
 from onebasis.fitting.basis.base_only import BasisKind, build_basis
 from onebasis.fitting.basis.extend import check_rows, open_old_basis
@@ -63,7 +71,7 @@ def basis_build(
     extend: Annotated[
         Path | None, typer.Option(dir_okay=False, exists=True, help="A basis whose rows stay and come first.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="For --kind random; 0.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=LARGEST_SEED, help="For --kind random; 0.")] = None,
     base_name: Annotated[str | None, typer.Option(help="Name to note for the base model.")] = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -132,7 +140,13 @@ def _base_rows(kind: Kind, size: SizeOptions, asked: int | None) -> int:
     rows = size.row_size()
     if not isinstance(rows, FixedSize):
         raise SetupError("--kind mixed needs its size as --k, or as --k-in and --k-out")
-    return min(rows.k_in, rows.k_out) // 2 if asked is None else asked
+    smallest = min(rows.k_in, rows.k_out)
+    n_rows = smallest // 2 if asked is None else asked
+    if not 0 < n_rows < smallest:
+        raise SetupError(
+            f"--kind mixed: {n_rows} of {smallest} rows from the base; needs at least one from either side"
+        )
+    return n_rows
 
 
 def _open_fleet(base: LoadedBase, folders: Sequence[Path], *, one_per_seed_group: bool) -> list[PeftAdapter]:

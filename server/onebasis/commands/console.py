@@ -1,7 +1,7 @@
 """What the commands share: messages, progress bars, common options."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import torch
 import typer
@@ -20,6 +20,7 @@ from rich.text import Text
 ModelOption = Annotated[Path, typer.Option(help="Folder of the base model.", envvar="ONEBASIS_MODEL")]
 BasisOption = Annotated[Path, typer.Option(help="Basis file.", envvar="ONEBASIS_BASIS")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Compute threads.", envvar="ONEBASIS_THREADS")]
+LARGEST_SEED: Final = 2**63 - 1  # that torch takes
 
 
 def set_threads(threads: int | None) -> None:

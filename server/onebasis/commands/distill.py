@@ -7,7 +7,15 @@ import torch
 import typer
 from rich.progress import TaskID
 
-from onebasis.commands.console import BasisOption, ModelOption, ThreadsOption, progress_bars, say, set_threads
+from onebasis.commands.console import (
+    LARGEST_SEED,
+    BasisOption,
+    ModelOption,
+    ThreadsOption,
+    progress_bars,
+    say,
+    set_threads,
+)
 from onebasis.core.errors import SetupError
 from onebasis.core.ids import parse_task_name
 from onebasis.fitting.applied import applied_updates
@@ -47,7 +55,7 @@ def distill_command(
     steps: Annotated[int, typer.Option(min=1)] = 200,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 1e-2,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED)] = 0,
     max_prompt_tokens: Annotated[int, typer.Option(min=1)] = 512,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are learnt up to here.")] = 64,
     threads: ThreadsOption = None,

@@ -10,7 +10,15 @@ import torch
 import typer
 
 from onebasis.coefficients.basis_file import BasisSpec
-from onebasis.commands.console import BasisOption, ModelOption, ThreadsOption, progress_bars, say, set_threads
+from onebasis.commands.console import (
+    LARGEST_SEED,
+    BasisOption,
+    ModelOption,
+    ThreadsOption,
+    progress_bars,
+    say,
+    set_threads,
+)
 from onebasis.commands.fit_data import output_files, task_files
 from onebasis.commands.fit_outcomes import Outcome, outcomes_as_json, print_outcomes
 from onebasis.core.errors import SetupError
@@ -65,7 +73,7 @@ def fit_command(
     steps: Annotated[int, typer.Option(min=1)] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples of each task in a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 1e-2,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED)] = 0,
     evaluate_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between validation losses; the best step is kept. Default: never.")
     ] = None,

@@ -9,7 +9,16 @@ import torch
 import typer
 
 from onebasis.coefficients.validate import BoundCoefficients
-from onebasis.commands.console import BasisOption, ModelOption, ThreadsOption, complain, progress_bars, say, set_threads
+from onebasis.commands.console import (
+    LARGEST_SEED,
+    BasisOption,
+    ModelOption,
+    ThreadsOption,
+    complain,
+    progress_bars,
+    say,
+    set_threads,
+)
 from onebasis.core.errors import InvalidReport
 from onebasis.fitting.coefficient_files import read_cores, short_name
 from onebasis.fitting.data import read_examples
@@ -45,7 +54,7 @@ def report_command(
     items: Annotated[int, typer.Option(min=1, help="Use at most so many of each file, the first ones.")] = 64,
     leave_one_out: Annotated[bool, typer.Option(help="Also make bases without each adapter.")] = True,
     sweeps: Annotated[int, typer.Option(min=0, help="Alternations when bases are made anew.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the null and of random bases.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the null and of random bases.")] = 0,
     max_example_tokens: Annotated[int, typer.Option(min=2)] = 512,
     threads: ThreadsOption = None,
 ) -> None:

@@ -1,5 +1,7 @@
 """Each method equals its formula, written out here number by number or on dense updates."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -285,3 +287,7 @@ def test_a_merge_that_float32_can_not_hold_is_refused() -> None:
     parts = parts_of(random_cores(2), [1e39, 1.0])
     with pytest.raises(InvalidMerge, match="too large for float32; lower the weights"):
         merge_cores(parts, MergeSettings(MergeMethod.WEIGHTED_SUM), SPEC, None)
+    settings = MergeSettings(MergeMethod.TIES, scale=1e300)
+    with pytest.raises(InvalidMerge, match="too large for float32"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merge_cores(parts, settings, SPEC, None)

@@ -108,6 +108,7 @@ def used_weights(method: MergeMethod, parts: Sequence[MergePart]) -> tuple[float
     return weights
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a result too large is found, and said in our own words
 def merge_cores(
     parts: Sequence[MergePart], settings: MergeSettings, basis: BasisSpec, grams: Sequence[Grams] | None
 ) -> NDArray[np.float32]:
