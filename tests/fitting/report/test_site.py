@@ -73,6 +73,16 @@ def test_leaving_one_out_tells_what_is_shared_from_what_is_not() -> None:
     assert found.refitted[:, -1].tolist() == pytest.approx([1, 1, 1], abs=1e-9)
 
 
+def test_rows_that_the_others_do_not_need_are_not_given_to_the_one_left_out() -> None:
+    """Two updates of one span of rank 3 make three rows a side, although a basis has room for six."""
+    one, alone = list(fleet(2).values())
+    generator = torch.Generator().manual_seed(2)
+    turned = LowRankUpdate(b=one.b @ torch.randn(3, 3, generator=generator), a=one.a)
+    wanted = share_inside(dense(alone), orthonormal_rows(one.b.T), orthonormal_rows(one.a))
+    found = measured({"one": one, "turned": turned, "alone": alone})
+    assert float(found.left_out[2, -1]) == pytest.approx(wanted, abs=1e-6)
+
+
 def test_a_residual_keeps_the_best_of_the_dense_remainder() -> None:
     updates, factors = fleet(), random_factors()
     found = measured(updates, factors)

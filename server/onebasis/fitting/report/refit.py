@@ -1,6 +1,7 @@
 """Bases of one site made anew: from all adapters, from all but one, from random ones of the same strengths."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -9,14 +10,21 @@ from onebasis.fitting.basis.hosvd import SiteRows, hosvd, refine
 from onebasis.fitting.basis.leading import orthonormal
 from onebasis.fitting.basis.stack import SiteStack
 
+_NOTHING: Final = 1e-13  # of the energy of all updates: what is less is rounding
+
 
 def refit(stack: SiteStack, k_out: int, k_in: int, *, n_sweeps: int) -> SiteRows:
-    """HOSVD and at most `n_sweeps` alternations; as many rows as the updates have directions, at most k."""
+    """HOSVD and at most `n_sweeps` alternations; as many rows as the updates have directions, at most k.
+
+    Rows that would hold nothing of them are left out: they could hold something of an update that is not among them.
+    """
     n = len(stack.sigma)
     k_out, k_in = min(k_out, n, stack.left.shape[1]), min(k_in, n, stack.right.shape[1])
     none = SiteRows.none(stack.left.shape[1], stack.right.shape[1])
-    start, _ = hosvd(stack, k_out, k_in, none)
-    return refine(stack, start, none, n_sweeps)[0]
+    start, spectrum = hosvd(stack, k_out, k_in, none)
+    least = _NOTHING * stack.energy()
+    n_out, n_in = (sum(energy > least for energy in side) for side in (spectrum.out_rows, spectrum.in_rows))
+    return refine(stack, start.prefix(n_out, n_in), none, n_sweeps)[0]
 
 
 def without(stack: SiteStack, position: int) -> SiteStack:
