@@ -1,9 +1,13 @@
 """An adapter's update of one site as a product of two thin factors; never as a dense matrix."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from onebasis.core.ids import Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,18 @@ class LowRankUpdate:
     def energy(self) -> float:
         """Squared Frobenius norm of dW, in float64."""
         return inner_product(self, self)
+
+
+class ReadAdapter(Protocol):
+    """An adapter that is read site by site, so that memory need not hold all of it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> Digest: ...
+    @property
+    def sites(self) -> Sequence[str]: ...
+    def update(self, site: str) -> LowRankUpdate: ...
 
 
 def inner_product(left: LowRankUpdate, right: LowRankUpdate) -> float:

@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.core.errors import InvalidBasis
-from onebasis.core.ids import Digest
 from onebasis.fitting.basis.base_rows import base_rows
 from onebasis.fitting.basis.extend import OldBasis, check_rows
 from onebasis.fitting.basis.fleet_report import SiteOutcome, fleet_report
@@ -28,22 +26,10 @@ from onebasis.fitting.basis.sizes import (
 )
 from onebasis.fitting.basis.stack import SiteStack, stack_updates
 from onebasis.fitting.basis.writing import write_basis
-from onebasis.fitting.low_rank import LowRankUpdate
+from onebasis.fitting.low_rank import ReadAdapter
 from onebasis.model.factors import SiteFactors
 from onebasis.model.loader import LoadedBase
 from onebasis.model.sites import linear_sites
-
-
-class FleetAdapter(Protocol):
-    """An adapter that is read site by site."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def digest(self) -> Digest: ...
-    @property
-    def sites(self) -> Sequence[str]: ...
-    def update(self, site: str) -> LowRankUpdate: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +55,7 @@ class FleetRecipe:
 
 def build_fleet_basis(
     base: LoadedBase,
-    adapters: Sequence[FleetAdapter],
+    adapters: Sequence[ReadAdapter],
     recipe: FleetRecipe,
     *,
     path: Path,
@@ -118,7 +104,7 @@ class _FleetBuilder:
     """Builds site by site; keeps what was found when sizes were chosen, so that it need not be found again."""
 
     def __init__(
-        self, base: LoadedBase, adapters: Sequence[FleetAdapter], recipe: FleetRecipe, old: OldBasis | None
+        self, base: LoadedBase, adapters: Sequence[ReadAdapter], recipe: FleetRecipe, old: OldBasis | None
     ) -> None:
         self._layers = linear_sites(base.model)
         self._adapters = adapters
@@ -207,7 +193,7 @@ class _FleetBuilder:
         return SiteRows.none(d_out, d_in) if rows is None else rows
 
 
-def _in_order(adapters: Sequence[FleetAdapter]) -> list[FleetAdapter]:
+def _in_order(adapters: Sequence[ReadAdapter]) -> list[ReadAdapter]:
     """By digest, which no renaming changes."""
     ordered = sorted(adapters, key=lambda adapter: adapter.digest)
     if not ordered:

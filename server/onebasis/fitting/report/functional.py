@@ -15,6 +15,7 @@ from onebasis.fitting.data import TokenExample
 from onebasis.fitting.evaluate import EXTRA_TOKENS, score
 from onebasis.fitting.fidelity import measure_fidelity
 from onebasis.fitting.generation import greedy_answers
+from onebasis.fitting.low_rank import ReadAdapter
 from onebasis.fitting.packed_attention import attention_window, packed_logits
 from onebasis.fitting.packing import pack
 from onebasis.fitting.report.results import TaskScores, WayScore
@@ -34,7 +35,7 @@ from onebasis.fitting.report.ways import (
     rows_without,
     scaled,
 )
-from onebasis.fitting.report.weights import ReadAdapter, made_from, mapping_of
+from onebasis.fitting.report.weights import made_from, mapping_of
 from onebasis.model.factors import Basis
 from onebasis.model.loader import LoadedBase
 

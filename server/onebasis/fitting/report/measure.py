@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from onebasis import __version__
 from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.core.errors import InvalidReport
+from onebasis.fitting.low_rank import ReadAdapter
 from onebasis.fitting.report.functional import Subject, check_length, n_ways, score_subject
 from onebasis.fitting.report.results import BasisSummary, Report, TaskScores
-from onebasis.fitting.report.weights import ReadAdapter, measure_weights
+from onebasis.fitting.report.weights import measure_weights
 from onebasis.model.factors import Basis, checked_fingerprint
 from onebasis.model.loader import LoadedBase
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from onebasis.fitting.basis.hosvd import SiteRows
-from onebasis.fitting.low_rank import LowRankUpdate, balanced, best_of_rank, compact_svd
+from onebasis.fitting.low_rank import LowRankUpdate, ReadAdapter, balanced, best_of_rank, compact_svd
 from onebasis.fitting.report.site import left_out_rows, orthonormal_rows
-from onebasis.fitting.report.weights import ReadAdapter, site_updates
+from onebasis.fitting.report.weights import site_updates
 from onebasis.model.factors import Basis
 
 _BYTES: Final = 2  # of a number in float16

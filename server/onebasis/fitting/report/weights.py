@@ -1,32 +1,18 @@
 """The part of a report that follows from weights alone: site by site, so that memory holds one site of the fleet."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 
 from onebasis.coefficients.basis_file import SiteSpec
 from onebasis.core.errors import InvalidReport
-from onebasis.core.ids import Digest
 from onebasis.fitting.basis.seed_groups import seed_groups
-from onebasis.fitting.low_rank import LowRankUpdate
+from onebasis.fitting.low_rank import LowRankUpdate, ReadAdapter
 from onebasis.fitting.report.results import AdapterWeights, NullRow, SiteWeights, WeightReport
 from onebasis.fitting.report.site import SiteMeasure, WeightPlan, measure_site
 from onebasis.fitting.report.subspaces import summary
 from onebasis.fitting.report.totals import AdapterSites, bytes_and_energy
 from onebasis.model.factors import Basis
-
-
-class ReadAdapter(Protocol):
-    """An adapter that is read site by site."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def digest(self) -> Digest: ...
-    @property
-    def sites(self) -> Sequence[str]: ...
-    def update(self, site: str) -> LowRankUpdate: ...
 
 
 def measure_weights(
