@@ -174,6 +174,7 @@ def test_a_residual_is_not_lost_on_the_way(merging: Merging) -> None:
 def test_one_file_is_no_merge_and_a_name_may_have_an_equals_sign(merging: Merging, onebasis) -> None:
     options = ("--basis", merging.llama.basis_path, "--method", "mean", "--output", merging.output)
     refused(onebasis("merge", merging.path("a"), *options), "1 file: a merge needs at least two")
+    refused(onebasis("merge", *[merging.path("a")] * 201, *options), "201 files: at most 200 can be merged")
     strange = merging.path("x=y")
     strange.write_bytes(merging.path("b").read_bytes())
     assert onebasis("merge", merging.path("a"), strange, *options).exit_code == 0

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,10 @@ from onebasis.coefficients.basis_file import BasisSpec
 from onebasis.core.errors import InvalidMerge
 from onebasis.core.ids import Digest
 from onebasis.fitting.coefficient_files import read_cores, short_name
+
+
+MAX_PARTS: Final = 200
+"""What a provenance has room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +30,16 @@ class MergePart:
 
 
 def read_parts(files: Sequence[tuple[Path, float | None]], basis: BasisSpec) -> list[MergePart]:
-    """Coefficient files with their weights. Raises what `read_cores` does.
+    """Coefficient files with their weights.
 
     A part is named as its file names the task; as the file is called where it names none, or others name the same.
+
+    Raises:
+        InvalidMerge: there are more than MAX_PARTS.
+        InvalidFile: as `read_cores` does.
     """
+    if len(files) > MAX_PARTS:
+        raise InvalidMerge(f"{len(files)} files: at most {MAX_PARTS} can be merged, as the result notes each of them")
     bound = [read_cores(path, basis) for path, _ in files]
     counts = Counter(one.file.task for one in bound)
     return [
