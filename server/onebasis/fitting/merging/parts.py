@@ -14,7 +14,6 @@ from onebasis.core.errors import InvalidMerge
 from onebasis.core.ids import Digest
 from onebasis.fitting.coefficient_files import read_cores, short_name
 
-
 MAX_PARTS: Final = 200
 """What a provenance has room for."""
 
