@@ -198,8 +198,9 @@ def test_the_key_comes_from_the_environment_or_an_option(run):
     ]
 
 
-def test_a_wrong_url_is_wrong_usage(run):
-    failed(run("list", ONEBASIS_URL="nonsense"), 2, "base_url")
+@pytest.mark.parametrize("wrong", ["nonsense", "http://127.0.0.1:port"])
+def test_a_wrong_url_is_wrong_usage(run, wrong):
+    failed(run("list", ONEBASIS_URL=wrong), 2, "base_url")
 
 
 def test_the_key_is_not_shown_in_help(run):

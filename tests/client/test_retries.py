@@ -336,17 +336,28 @@ def test_waiting_does_not_outlast_a_wrong_key(connect):
     assert len(server.seen) == 1
 
 
-@pytest.mark.parametrize("wrong", ["localhost:8000", "", "ftp://host"])
-def test_a_base_url_needs_a_scheme_of_http(connect, wrong):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("localhost:8000", "", "ftp://host", "http://", "http://host:port", "http://host:65536", "http://[::1"),
+        *("http://host?a=b", "http://host/#top"),
+    ],
+)
+def test_a_base_url_needs_to_be_an_address_of_http(connect, wrong):
     with pytest.raises(ValueError, match="base_url"):
         connect(wrong)
 
 
-@pytest.mark.parametrize("wrong", ["a\nb", "ü"])
+@pytest.mark.parametrize("wrong", ["a\nb", "ü", "secret ", " secret"])
 def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(connect, wrong):
     with pytest.raises(ValueError, match="api_key") as caught:
         connect("http://127.0.0.1:1", api_key=wrong)
     assert wrong not in str(caught.value)
+
+
+def test_an_empty_key_is_refused(connect):
+    with pytest.raises(ValueError, match="api_key"):
+        connect("http://127.0.0.1:1", api_key="")
 
 
 def test_an_idle_connection_is_given_up_before_a_server_closes_it(connect):

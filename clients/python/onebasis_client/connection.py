@@ -27,14 +27,14 @@ class Connection:
         connect_timeout_s: longest time to a connection.
 
     Raises:
-        ValueError: base_url is no URL of http or https, or api_key can't be sent in a header.
+        ValueError: base_url is no address of http or https, or api_key can't be sent in a header.
     """
 
     def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float, connect_timeout_s: float) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url: needs http://... or https://..., found {base_url!r}")
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise ValueError("api_key: needs printable ASCII characters alone")
+        if not _is_address(base_url):
+            raise ValueError(f"base_url: needs http://HOST:PORT or https://..., without a query, found {base_url!r}")
+        if api_key is not None and not _is_header_value(api_key):
+            raise ValueError("api_key: needs printable ASCII characters, at least one, and no space at either end")
         self.base_url = base_url.rstrip("/")
         self._headers = {"User-Agent": f"onebasis-client/{__version__}", "Accept": "application/json"}
         if api_key is not None:
@@ -109,6 +109,20 @@ def network_errors(*, heard: bool) -> Iterator[None]:
         raise ConnectionLost(f"the connection to {_origin(error)} broke: {error}", heard=heard) from error
     except httpx.HTTPError as error:
         raise UnexpectedReply(f"{type(error).__name__}: {error}") from error
+
+
+def _is_address(base_url: str) -> bool:
+    """Paths can be put behind it, and a socket can be opened to it."""
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL:
+        return False
+    is_whole = url.scheme in ("http", "https") and url.host != "" and (url.port is None or 0 < url.port < 65536)
+    return is_whole and "?" not in base_url and "#" not in base_url
+
+
+def _is_header_value(text: str) -> bool:
+    return text != "" and text.isascii() and text.isprintable() and text == text.strip()
 
 
 def _length(request: Request) -> dict[str, str]:
