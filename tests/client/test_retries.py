@@ -112,6 +112,23 @@ def test_a_gateways_503_needs_no_envelope(connect):
     assert len(server.seen) == 2
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda c: c.delete("a"),
+        lambda c: c.revoke_key("key-1"),
+        lambda c: c.wait_until_ready(timeout_s=0),
+        lambda c: c.show("a"),
+    ],
+    ids=["delete", "revoke", "wait", "show"],
+)
+def test_a_redirect_is_no_success(connect, act):
+    elsewhere = answer(307, b"", Location="https://elsewhere/v1")
+    with flaky_server(elsewhere) as server, pytest.raises(UnexpectedReply, match="307 to 'https://elsewhere/v1'"):
+        act(connect(server.url, retries=FAST))
+    assert len(server.seen) == 1
+
+
 KEY = {
     "id": "key-1",
     "label": "l",

@@ -8,7 +8,7 @@ from typing import TypeVar
 import httpx
 
 from onebasis_client.calls import Call, Page, Request, StreamCall
-from onebasis_client.connection import Connection, check_events, failure_of, network_errors, reply_of
+from onebasis_client.connection import Connection, check_events, failure_of, is_answer, network_errors, reply_of
 from onebasis_client.errors import OneBasisError
 from onebasis_client.events import EventReader
 from onebasis_client.retries import RetryRule
@@ -70,7 +70,7 @@ class AsyncSender:
         """A response of success whose body is still to be read."""
         with network_errors(heard=False):
             response = await self._http.send(self._connection.build(request), stream=True)
-        if not response.is_error:
+        if is_answer(response):
             return response
         async with aclosing(response):
             with network_errors(heard=True):

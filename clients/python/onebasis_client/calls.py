@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One whole answer, of a status below 400. Names of headers are in lower case."""
+    """One whole answer. Names of headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]

@@ -84,6 +84,11 @@ def reply_of(response: httpx.Response) -> Reply:
     return Reply(response.status_code, dict(response.headers), response.content)
 
 
+def is_answer(response: httpx.Response) -> bool:
+    """A success, or the 304 that a condition asked for. A redirect is neither: nothing was done yet."""
+    return response.is_success or response.status_code == httpx.codes.NOT_MODIFIED
+
+
 def check_events(response: httpx.Response) -> None:
     """Raise UnexpectedReply unless the answer is a stream of events."""
     found = response.headers.get("content-type", "")
@@ -92,7 +97,7 @@ def check_events(response: httpx.Response) -> None:
 
 
 def failure_of(response: httpx.Response) -> OneBasisError:
-    """The error of an answer that has been read and is none of success."""
+    """The error of an answer that has been read and is none."""
     return error_of(reply_of(response))
 
 

@@ -15,7 +15,10 @@ RETRY_LATER: Final = frozenset({429, 503})
 
 
 def error_of(reply: Reply) -> OneBasisError:
-    """What an answer of status 400 or above stands for. A gateway's 429 or 503 needs no envelope."""
+    """What an answer that is no success stands for. A gateway's 429 or 503 needs no envelope."""
+    if reply.status < 400:
+        location = reply.headers.get("location")
+        return UnexpectedReply(f"HTTP {reply.status} to {location!r}: redirects are not followed; is base_url right?")
     retry_after_s = _retry_after_s(reply.headers)
     try:
         body = reply.json()
