@@ -106,8 +106,9 @@ def test_other_refusals_are_not_tried_again(connect, fails):
     assert len(server.seen) == 1
 
 
-def test_a_gateways_503_needs_no_envelope(connect):
-    with flaky_server(answer(503, b"<html>no backend</html>"), answer(200, TASK)) as server:
+@pytest.mark.parametrize("body", [b"<html>no backend</html>", {"message": "no backend"}, {"error": "no backend"}])
+def test_a_gateways_503_needs_no_envelope(connect, body):
+    with flaky_server(answer(503, body), answer(200, TASK)) as server:
         connect(server.url, retries=FAST).show("a")
     assert len(server.seen) == 2
 

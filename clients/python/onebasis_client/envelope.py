@@ -19,15 +19,16 @@ def error_of(reply: Reply) -> OneBasisError:
     if reply.status < 400:
         location = reply.headers.get("location")
         return UnexpectedReply(f"HTTP {reply.status} to {location!r}: redirects are not followed; is base_url right?")
-    retry_after_s = _retry_after_s(reply.headers)
-    try:
-        body = reply.json()
-    except UnexpectedReply as error:
-        if reply.status in RETRY_LATER:
-            return CapacityError(str(error), status=reply.status, retry_after_s=retry_after_s)
-        return error
     request_id = reply.headers.get("x-request-id")
-    return error_in(body, status=reply.status, request_id=request_id, retry_after_s=retry_after_s)
+    retry_after_s = _retry_after_s(reply.headers)
+    error: OneBasisError
+    try:
+        error = error_in(reply.json(), status=reply.status, request_id=request_id, retry_after_s=retry_after_s)
+    except UnexpectedReply as no_json:
+        error = no_json
+    if isinstance(error, UnexpectedReply) and reply.status in RETRY_LATER:
+        return CapacityError(str(error), status=reply.status, request_id=request_id, retry_after_s=retry_after_s)
+    return error
 
 
 def error_in(
