@@ -160,6 +160,7 @@ def test_a_failure_in_mid_stream_raises(client, server, monkeypatch: pytest.Monk
         for chunk in chunks:
             received.append(chunk)  # noqa: PERF402
     assert (caught.value.code, caught.value.status) == ("internal", None)
+    assert caught.value.request_id, "what the log has it under"
     assert len(received) == 3
 
 

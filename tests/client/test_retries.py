@@ -247,6 +247,15 @@ def test_an_error_event_in_one_packet_with_chunks_comes_after_them(connect):
     assert (received, caught.value.status, len(server.seen)) == (["hi"], None, 1)
 
 
+def test_a_connection_that_breaks_behind_the_last_event_takes_nothing_away(connect):
+    whole = b"data: " + CHUNK % b"hi" + b"\n\ndata: [DONE]\n\n"
+    with (
+        flaky_server(cut_after(whole, "text/event-stream")) as server,
+        connect(server.url, retries=FAST).stream_completion("m", "p") as chunks,
+    ):
+        assert [chunk.text for chunk in chunks] == ["hi"]
+
+
 def test_text_may_hold_separators_of_unicode(connect):
     odd = "a\u2028b\x85c\u2029"
     with (

@@ -9,7 +9,7 @@ import httpx
 
 from onebasis_client.calls import Call, Page, Request, StreamCall
 from onebasis_client.connection import Connection, check_events, failure_of, is_answer, network_errors, reply_of
-from onebasis_client.errors import OneBasisError
+from onebasis_client.errors import OneBasisError, TransportError
 from onebasis_client.events import EventReader
 from onebasis_client.retries import RetryRule
 
@@ -59,11 +59,15 @@ class AsyncSender:
 
     async def _chunks(self, response: httpx.Response, call: StreamCall[T]) -> AsyncGenerator[T, None]:
         check_events(response)
-        reader = EventReader(call.kind)
-        with network_errors(heard=True):
-            async for data in response.aiter_bytes():
-                for chunk in reader.feed(data):
-                    yield chunk
+        reader = EventReader(call.kind, response.headers.get("x-request-id"))
+        try:
+            with network_errors(heard=True):
+                async for data in response.aiter_bytes():
+                    for chunk in reader.feed(data):
+                        yield chunk
+        except TransportError:
+            if not reader.is_done:  # what breaks behind the last event was no part of the answer
+                raise
         reader.end()
 
     async def _open(self, request: Request) -> httpx.Response:

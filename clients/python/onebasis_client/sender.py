@@ -9,7 +9,7 @@ import httpx
 
 from onebasis_client.calls import Call, Page, Request, StreamCall
 from onebasis_client.connection import Connection, check_events, failure_of, is_answer, network_errors, reply_of
-from onebasis_client.errors import OneBasisError
+from onebasis_client.errors import OneBasisError, TransportError
 from onebasis_client.events import EventReader
 from onebasis_client.retries import RetryRule
 
@@ -57,10 +57,14 @@ class Sender:
 
     def _chunks(self, response: httpx.Response, call: StreamCall[T]) -> Generator[T, None, None]:
         check_events(response)
-        reader = EventReader(call.kind)
-        with network_errors(heard=True):
-            for data in response.iter_bytes():
-                yield from reader.feed(data)
+        reader = EventReader(call.kind, response.headers.get("x-request-id"))
+        try:
+            with network_errors(heard=True):
+                for data in response.iter_bytes():
+                    yield from reader.feed(data)
+        except TransportError:
+            if not reader.is_done:  # what breaks behind the last event was no part of the answer
+                raise
         reader.end()
 
     def _open(self, request: Request) -> httpx.Response:
