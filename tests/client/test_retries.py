@@ -86,6 +86,7 @@ def test_pauses_double_up_to_a_limit_and_jitter_shortens_them():
     longest = Backoff(n_retries=5, first_s=1.0, longest_s=5.0, random=lambda: 0.0)
     assert [longest.pause_s(request, error, n) for n in range(1, 7)] == [1.0, 2.0, 4.0, 5.0, 5.0, None]
     assert Backoff(first_s=1.0, random=lambda: 0.5).pause_s(request, error, 1) == 0.75
+    assert Backoff(n_retries=10_000, longest_s=5.0, random=lambda: 0.0).pause_s(request, error, 9_999) == 5.0
 
 
 @pytest.mark.parametrize(

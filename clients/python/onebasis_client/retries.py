@@ -5,11 +5,13 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from onebasis_client.api_errors import RequestError
 from onebasis_client.calls import Request, Stage
 from onebasis_client.errors import ApiError, CannotConnect, ConnectionLost, OneBasisError
+
+_MOST_DOUBLINGS: Final = 64  # longer than anybody waits, and far from the largest float
 
 
 class RetryRule(Protocol):
@@ -43,7 +45,8 @@ class Backoff:
     def pause_s(self, request: Request, error: OneBasisError, n_failed: int, /) -> float | None:
         if n_failed > self.n_retries or stage_of(error) > request.retry_through:
             return None
-        pause_s = min(self.longest_s, math.ldexp(self.first_s, n_failed - 1)) * (1 - self.random() / 2)
+        doubled_s = math.ldexp(self.first_s, min(n_failed - 1, _MOST_DOUBLINGS))
+        pause_s = min(self.longest_s, doubled_s) * (1 - self.random() / 2)
         asked_s = error.retry_after_s if isinstance(error, ApiError) else None
         if asked_s is None:
             return pause_s
