@@ -1,6 +1,7 @@
 """The distribution: what importing it imports, what its README shows, and that both clients stay alike."""
 
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from onebasis_client import AsyncOneBasis, OneBasis
+from onebasis_client import AsyncOneBasis, CannotConnect, ConnectionLost, OneBasis, api_errors
 from tests.client.conftest import url_of
 
 FOLDER = Path(__file__).parents[2] / "clients" / "python"
@@ -47,6 +48,21 @@ def test_both_clients_have_the_same_methods_with_the_same_parameters():
     sync, asynchronous = _signatures(OneBasis), _signatures(AsyncOneBasis)
     assert sync == asynchronous
     assert {"complete", "register", "tasks"} <= sync.keys()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionLost("the connection broke", heard=True),
+        CannotConnect("can't connect"),
+        api_errors.QueueFull("full", status=429, param="p", request_id="r", retry_after_s=1.5),
+        api_errors.RequestError("new", code="brand_new", status=418),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_goes_through_to_another_process_with_all_it_says(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 def _signatures(cls: type) -> dict[str, list[tuple[str, object, object]]]:

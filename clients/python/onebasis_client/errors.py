@@ -67,7 +67,7 @@ class ConnectionLost(TransportError):
         heard: part of the answer had come.
     """
 
-    def __init__(self, message: str, *, heard: bool) -> None:
+    def __init__(self, message: str, *, heard: bool = False) -> None:
         super().__init__(message)
         self.heard = heard
 
