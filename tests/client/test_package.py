@@ -1,6 +1,7 @@
 """The distribution: what importing it imports, what its README shows, and that both clients stay alike."""
 
 import inspect
+import os
 import pickle
 import re
 import subprocess
@@ -37,6 +38,17 @@ def test_the_command_without_its_extra_says_what_to_install():
     assert found.returncode == 1
     assert found.stderr.count("\n") == 1
     assert "pip install typer rich" in found.stderr
+
+
+def test_the_command_ends_in_silence_when_nobody_reads_on(server):
+    arguments = ["--json", "--url", url_of(server), "list"]
+    code = f"from onebasis_client.cli import main; sys.argv[1:] = {arguments}; main()"
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-I", "-c", _with_path(code)]
+    found = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (found.returncode, found.stderr) == (1, "")
 
 
 def test_it_requires_httpx_alone():

@@ -25,6 +25,8 @@ class ReportingGroup(TyperGroup):
             code = f" [{error.code}]" if isinstance(error, ApiError) else ""
             say(f"onebasis-client: {error}{code}", is_error=True)
             raise typer.Exit(_exit_code(error)) from None
+        except BrokenPipeError:  # who reads has had enough: nothing to tell
+            raise
         except OSError as error:
             say(f"onebasis-client: {error}", is_error=True)
             raise typer.Exit(USAGE) from None
