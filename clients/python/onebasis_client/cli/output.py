@@ -144,4 +144,7 @@ def _add(table: Table, *cells: str) -> None:
 
 
 def _time(unix_s: int) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError):  # the server takes any end of a key, milliseconds in the place of seconds too
+        return f"{unix_s} s"
