@@ -209,7 +209,7 @@ def test_the_command_sets_and_shows_quotas_and_the_audit_log(run, tenant):
     (entry,) = [entry for entry in entries if entry["subject"] == tenant]
     assert entry["action"] == "quota.set"
     assert json.loads(run("--json", "audit", "--after", str(entries[-1]["id"])).stdout) == []
-    assert tenant in run("audit", COLUMNS="300").stdout
+    assert tenant in run("audit").stdout
 
 
 def test_the_command_without_a_key_is_refused(run):

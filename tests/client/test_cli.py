@@ -19,7 +19,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(server: RunningServer) -> Run:
-    """Runs the command; the environment says where the server is, a width keeps tables whole."""
+    """Runs the command; the environment says where the server is, a width keeps usage messages whole."""
     environment = {"ONEBASIS_URL": url_of(server), "COLUMNS": "160", "TERM": "dumb"}
 
     def invoke(*args: str, stdin: str | None = None, **env: str) -> Result:
@@ -119,6 +119,14 @@ def test_show_tells_everything_of_a_task(run, server):
     shown = done(run("show", "alpha"))
     assert server.client.get("/v1/tasks/alpha").json()["digest"] in shown
     assert "generation" in shown
+
+
+def test_a_row_is_one_line_in_a_pipe_however_narrow_the_terminal(run, server, file):
+    done(run("push", str(file), "--name", "pushed", "--metadata", "why=" + "long " * 30))
+    (row,) = [row for row in done(run("versions", "pushed", COLUMNS="40")).splitlines() if "long " * 30 in row]
+    digest = server.client.get("/v1/tasks/pushed").json()["digest"]
+    assert digest in row
+    assert f"digest      {digest}" in done(run("show", "pushed", COLUMNS="40"))
 
 
 def test_versions_and_rollback(run, server, file):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from rich.console import Console
@@ -17,6 +17,8 @@ from onebasis_client.tasks import Task, Version
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+_ANY_WIDTH: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Output:
                 task.state,
                 _time(task.created_at),
             )
-        Console().print(table)
+        _show(table)
 
     def versions(self, versions: Sequence[Version]) -> None:
         """A table of a task's history, or a JSON array."""
@@ -71,7 +73,7 @@ class Output:
             noted = ", ".join(f"{key}={value}" for key, value in version.metadata.items())
             created = _time(version.created_at)
             _add(table, str(version.generation), version.digest, str(version.size_bytes), created, noted)
-        Console().print(table)
+        _show(table)
 
     def keys(self, keys: Sequence[ApiKey]) -> None:
         """A table of keys, or a JSON array."""
@@ -82,7 +84,7 @@ class Output:
         for key in keys:
             times = ("-" if at is None else _time(at) for at in (key.created_at, key.expires_at, key.revoked_at))
             _add(table, key.id, key.label, " ".join(key.scopes), key.tenant or "-", *times)
-        Console().print(table)
+        _show(table)
 
     def audit(self, entries: Sequence[AuditEntry]) -> None:
         """A table of changes, or a JSON array."""
@@ -103,7 +105,7 @@ class Output:
                 digest,
                 entry.request_id or "-",
             )
-        Console().print(table)
+        _show(table)
 
     def fields(self, thing: "DataclassInstance") -> None:
         """All there is to know of one thing, field by field."""
@@ -114,7 +116,7 @@ class Output:
         for name, value in asdict(thing).items():
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
             _add(table, name, _time(value) if name == "created_at" else shown)
-        Console().print(table)
+        _show(table)
 
 
 def say(text: str, *, is_error: bool = False) -> None:
@@ -130,6 +132,14 @@ def short(digest: str) -> str:
 
 def _json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _show(table: Table) -> None:
+    """On a terminal as wide as that is; in a pipe or file a row is a line, however long, so that it can be searched."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = _ANY_WIDTH
+    console.print(table)
 
 
 def _table(*columns: str) -> Table:
