@@ -90,6 +90,11 @@ def test_when_nothing_can_be_registered_nothing_is_pruned(run, server, folder):
     assert server.client.get("/v1/tasks/from-file").status_code == 200
 
 
+def test_a_message_is_shown_letter_by_letter(run, tmp_path):
+    (tmp_path / ":100:").mkdir()
+    failed(run("reconcile", str(tmp_path / ":100:")), 2, "/:100: has no")
+
+
 def test_an_empty_folder_prunes_nothing(run, server, folder, tmp_path_factory):
     done(run("reconcile", str(folder)))
     failed(run("reconcile", str(tmp_path_factory.mktemp("empty")), "--prune"), 2, "has no *.coef.safetensors")

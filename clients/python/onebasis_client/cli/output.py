@@ -122,7 +122,7 @@ class Output:
 def say(text: str, *, is_error: bool = False) -> None:
     """A line for people, whole however narrow the terminal is. Errors go to stderr."""
     style = "red" if is_error else None
-    Console(stderr=is_error).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=is_error).print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def short(digest: str) -> str:
