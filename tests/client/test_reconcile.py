@@ -10,8 +10,10 @@ from onebasis_client.access import Scope
 from tests.api.server import RunningServer
 from tests.api.test_auth import create_key
 from tests.client.conftest import url_of
+from tests.client.flaky import answer, flaky_server, refusal
 from tests.client.test_access import closed
 from tests.client.test_cli import done, failed, run
+from tests.client.test_retries import TASK
 
 __all__ = ["closed", "run"]
 
@@ -88,6 +90,40 @@ def test_when_nothing_can_be_registered_nothing_is_pruned(run, server, folder):
     (folder / "from-other-file.coef.safetensors").write_bytes(b"nonsense")
     failed(run("reconcile", str(folder), "--prune"), 1, "[not_safetensors]")
     assert server.client.get("/v1/tasks/from-file").status_code == 200
+
+
+def test_a_server_that_is_not_there_ends_it_at_the_first_file(run, folder):
+    result = run("reconcile", str(folder), ONEBASIS_URL="http://127.0.0.1:1")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.count("can't connect") == 1
+
+
+BUSY = refusal(429, "queue_full", Retry_After="3600")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        (BUSY, BUSY, 3),
+        (refusal(500, "internal"), BUSY, 4),
+        (BUSY, refusal(400, "not_safetensors"), 1),
+        (answer(200, b"<html>"), refusal(400, "not_safetensors"), 1),
+    ],
+)
+def test_what_trying_later_does_not_mend_decides_on_the_exit_code(run, folder, first, second, code):
+    with flaky_server(first, second) as flaky:
+        result = run("--json", "reconcile", str(folder), ONEBASIS_URL=flaky.url)
+    assert [json.loads(line)["state"] for line in result.stdout.splitlines()] == ["failed", "failed"]
+    assert result.exit_code == code
+
+
+def test_what_another_run_has_pruned_meanwhile_is_deleted(run, folder):
+    gone = TASK | {"id": "gone", "metadata": {"reconciled_by": "reconcile"}}
+    page = answer(200, {"data": [gone], "last_id": "gone", "has_more": False})
+    stored = answer(200, TASK)
+    with flaky_server(stored, stored, page, refusal(404, "task_not_found")) as flaky:
+        shown = done(run("reconcile", str(folder), "--prune", ONEBASIS_URL=flaky.url))
+    assert shown.splitlines()[-1] == "gone: deleted"
 
 
 def test_a_message_is_shown_letter_by_letter(run, tmp_path):

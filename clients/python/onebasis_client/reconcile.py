@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from onebasis_client.api_errors import TaskNotFound
 from onebasis_client.client import OneBasis
-from onebasis_client.errors import ApiError, OneBasisError
+from onebasis_client.errors import CannotConnect, OneBasisError
 
 SUFFIX: Final = ".coef.safetensors"
 OWNER: Final = "reconciled_by"  # in the metadata of a version
@@ -18,14 +19,12 @@ class Outcome:
 
     Attributes:
         state: `failed` leaves the task as it was.
-        reason: why it failed; None otherwise.
-        code: the server's, if it was the server that refused.
+        error: why it failed; None otherwise.
     """
 
     task: str
     state: Literal["registered", "unchanged", "deleted", "failed"]
-    reason: str | None = None
-    code: str | None = None
+    error: OneBasisError | OSError | None = None
 
 
 def coefficient_files(folder: Path) -> dict[str, Path]:
@@ -50,6 +49,7 @@ def reconcile(client: OneBasis, folder: Path, *, owner: str, prune: bool) -> Ite
 
     Raises:
         OSError: as `coefficient_files`.
+        CannotConnect: there is no server, so the next file would not fare better.
         OneBasisError: the tasks could not be listed for pruning.
     """
     files = coefficient_files(folder)
@@ -57,8 +57,10 @@ def reconcile(client: OneBasis, folder: Path, *, owner: str, prune: bool) -> Ite
     for task, path in files.items():
         try:
             registration = client.register(task, path.read_bytes(), metadata={OWNER: owner})
+        except CannotConnect:
+            raise
         except (OneBasisError, OSError) as error:
-            yield _failed(task, error)
+            yield Outcome(task, "failed", error)
         else:
             tenants.add(registration.task.tenant)
             yield Outcome(task, "registered" if registration.created else "unchanged")
@@ -69,13 +71,13 @@ def reconcile(client: OneBasis, folder: Path, *, owner: str, prune: bool) -> Ite
 
 
 def _delete(client: OneBasis, task: str, digest: str) -> Outcome:
-    """Only what was listed: who has replaced it since keeps it."""
+    """Only what was listed: who has replaced it since keeps it. Another run may have deleted it already."""
     try:
         client.delete(task, if_match=digest)
+    except CannotConnect:
+        raise
+    except TaskNotFound:
+        return Outcome(task, "deleted")
     except OneBasisError as error:
-        return _failed(task, error)
+        return Outcome(task, "failed", error)
     return Outcome(task, "deleted")
-
-
-def _failed(task: str, error: OneBasisError | OSError) -> Outcome:
-    return Outcome(task, "failed", str(error), error.code if isinstance(error, ApiError) else None)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from onebasis_client.cli import access
-from onebasis_client.cli.failures import REFUSED, ReportingGroup
+from onebasis_client.cli.failures import ReportingGroup, exit_code_of_files
 from onebasis_client.cli.output import Output
 from onebasis_client.cli.session import Session, SessionContext, pairs
 from onebasis_client.client import OneBasis
@@ -92,12 +92,13 @@ def reconcile(
     ] = False,
 ) -> None:
     """Register every file of a folder whose task does not stand at it; a bad file is told and stops no other."""
-    outcomes = []
+    errors = []
     for outcome in reconcile_folder(context.obj.client, folder, owner=owner, prune=prune):
-        outcomes.append(outcome)
         context.obj.output.outcome(outcome)
-    if any(outcome.state == "failed" for outcome in outcomes):
-        raise typer.Exit(REFUSED)
+        if outcome.error is not None:
+            errors.append(outcome.error)
+    if errors:
+        raise typer.Exit(exit_code_of_files(errors))
 
 
 @app.command()

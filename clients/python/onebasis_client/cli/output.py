@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onebasis_client.access import ApiKey, AuditEntry
+from onebasis_client.errors import ApiError
 from onebasis_client.reconcile import Outcome
 from onebasis_client.tasks import Task, Version
 
@@ -36,12 +37,14 @@ class Output:
 
     def outcome(self, outcome: Outcome) -> None:
         """One task of many: a line, on stderr if it failed; or a line of JSON."""
+        error = outcome.error
         if self.as_json:
-            _json(asdict(outcome))
+            reason = None if error is None else str(error)
+            code = error.code if isinstance(error, ApiError) else None
+            _json({"task": outcome.task, "state": outcome.state, "reason": reason, "code": code})
             return
-        code = "" if outcome.code is None else f" [{outcome.code}]"
-        why = "" if outcome.reason is None else f": {outcome.reason}{code}"
-        say(f"{outcome.task}: {outcome.state}{why}", is_error=outcome.state == "failed")
+        why = "" if error is None else f": {message_of(error)}"
+        say(f"{outcome.task}: {outcome.state}{why}", is_error=error is not None)
 
     def tasks(self, tasks: Sequence[Task]) -> None:
         """A table of tasks, or a JSON array."""
@@ -117,6 +120,11 @@ class Output:
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
             _add(table, name, _time(value) if name == "created_at" else shown)
         _show(table)
+
+
+def message_of(error: Exception) -> str:
+    """What it says, and the server's code if it has one."""
+    return f"{error} [{error.code}]" if isinstance(error, ApiError) else str(error)
 
 
 def say(text: str, *, is_error: bool = False) -> None:
