@@ -1,5 +1,7 @@
 """Which engine the servers of tests run. Databases: a fresh one for each test that asks, on SQLite and PostgreSQL."""
 
+import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +23,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     mark = item.get_closest_marker("native_only")
     if mark is not None and item.config.getoption("--engine") != "native":
         pytest.skip(f"native engine only: {mark.args[0]}")
+
+
+@pytest.fixture
+def process_as_before() -> Iterator[None]:
+    """Takes back what `onebasis serve` sets up for a process of its own: where logs go, what SIGTERM does.
+
+    A handler that stayed would write the logs of later tests to a stream that pytest has closed, and complain of it.
+    """
+    root = logging.getLogger()
+    handlers, level, on_sigterm = root.handlers[:], root.level, signal.getsignal(signal.SIGTERM)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.fixture(scope="session")

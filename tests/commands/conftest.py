@@ -16,7 +16,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 @pytest.fixture
-def onebasis(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def onebasis(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], process_as_before: None
+) -> Callable[..., Result]:
     """Runs the command's entry point, as a shell would; 200 columns wide."""
     monkeypatch.setenv("COLUMNS", "200")
 

@@ -1,6 +1,5 @@
 """`onebasis keys`: the road to the first key."""
 
-import logging
 import re
 import sys
 
@@ -22,7 +21,6 @@ def run(monkeypatch, capsys, store_url):
     def run(*args: str, store: str = store_url) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["onebasis", "keys", *args, "--store", store])
         monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(logging, "raiseExceptions", False)  # other tests leave a handler with a closed stream
         with pytest.raises(SystemExit) as end:
             cli.main()
         return int(end.value.code or 0), *capsys.readouterr()

@@ -6,17 +6,10 @@ import pytest
 
 from onebasis.telemetry.logs import configure_logging
 
+pytestmark = pytest.mark.usefixtures("process_as_before")
+
 LOGGER = logging.getLogger("onebasis.test")
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
-
-
-@pytest.fixture(autouse=True)
-def root_as_before():
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def test_json_has_one_object_a_line_with_the_extra_fields(capsys):
