@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 import time
@@ -23,17 +22,14 @@ import numpy as np
 import psutil
 from rich.console import Console
 
+from loadtests.common.arguments import BenchmarkParser
 from loadtests.common.errors import LoadTestError
-from loadtests.common.files import check_target, save_results
-from loadtests.common.machine import describe_machine
 from loadtests.common.processes import cpu_times, cpu_use
-from loadtests.common.subject import add_subject_options, subject_of
 from loadtests.load.session import guarded
 from onebasis.coefficients.basis_file import BasisSpec, read_basis_spec
 from onebasis.coefficients.format import write_coefficients
 from onebasis.demo.server_process import ServerProcess
 
-BENCHMARK = "registry"
 MIB = 1024 * 1024
 _ROUNDS = 4
 
@@ -52,16 +48,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.registry", description=__doc__, allow_abbrev=False)
+    parser = BenchmarkParser("registry", __doc__)
     parser.add_argument("--tasks", type=int, default=10_000, help="to upload [%(default)s]")
     parser.add_argument("--clients", type=int, default=4, help="connections that upload at once [%(default)s]")
     parser.add_argument("--store", metavar="URL", help="by default a new SQLite file")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here, too")
-    add_subject_options(parser)
-    asked = parser.parse_args(arguments)
-    subject = subject_of(parser, asked)
-    check_target(asked.json)
-    machine = describe_machine()
+    measurement = parser.begin(arguments)
+    asked, subject = measurement.asked, measurement.subject
     with tempfile.TemporaryDirectory(prefix="onebasis-registry-") as scratch:
         full, empty = Path(scratch) / "full", Path(scratch) / "empty"
         full.mkdir()
@@ -76,15 +68,8 @@ def _main(arguments: Sequence[str]) -> int:
     times = {"empty_start_s": empty_start_s, "full_start_s": full_start_s}
     results = filled | times | again | {"log": logged}
     Console().print_json(json.dumps(results))
-    if asked.json is not None:
-        save_results(
-            asked.json,
-            benchmark=BENCHMARK,
-            command=shlex.join(["python", "-m", "loadtests.registry", *arguments]),
-            machine=machine,
-            settings={"tasks": asked.tasks, "clients": asked.clients, "model": subject.model.name},
-            results=results,
-        )
+    settings = {"tasks": asked.tasks, "clients": asked.clients, "model": subject.model.name}
+    measurement.save(settings=settings, results=results)
     return 0
 
 

@@ -10,7 +10,6 @@ killed server loses connections; in the end both replicas list the same. Exit co
 import argparse
 import asyncio
 import random
-import shlex
 import sys
 import tempfile
 import time
@@ -24,10 +23,8 @@ from rich.console import Console
 from loadtests.chaos.history import LAG_S, differences
 from loadtests.chaos.load import Load, judged
 from loadtests.chaos.replicas import Replicas, stored_versions
-from loadtests.common.files import check_target, save_results
-from loadtests.common.machine import describe_machine
+from loadtests.common.arguments import BenchmarkParser
 from loadtests.common.postgres import own_postgres
-from loadtests.common.subject import add_subject_options, subject_of
 from loadtests.load.session import guarded
 
 _KILLED = 1
@@ -40,18 +37,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.chaos", description=__doc__, allow_abbrev=False)
+    parser = BenchmarkParser("chaos", __doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="of load [%(default)s]")
     parser.add_argument("--kills", type=int, default=9, help="spread over that time [%(default)s]")
     parser.add_argument("--names", type=int, default=8, help="tasks, each with a writer [%(default)s]")
     parser.add_argument("--readers", type=int, default=6, help="clients that generate [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of choices; the timing is the machine's")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what came out")
-    add_subject_options(parser)
-    asked = parser.parse_args(arguments)
-    subject = subject_of(parser, asked)
-    check_target(asked.json)
-    machine = describe_machine()
+    measurement = parser.begin(arguments)
+    asked, subject = measurement.asked, measurement.subject
     files = [path.read_bytes() for path in subject.coefficients]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onebasis-chaos-")))
@@ -64,19 +57,11 @@ def _main(arguments: Sequence[str]) -> int:
         out.print(f"{count:8} {name}", highlight=False)
     for complaint in complaints[:_N_COMPLAINTS_SHOWN]:
         out.print(f"WRONG: {complaint}", markup=False, highlight=False)
-    if asked.json is not None:
-        save_results(
-            asked.json,
-            benchmark="chaos",
-            command=shlex.join(["python", "-m", "loadtests.chaos", *arguments]),
-            machine=machine,
-            settings={**vars(asked), "model": subject.model.name, "n_files": len(files)},
-            results={
-                "counts": counts_by_name,
-                "n_complaints": len(complaints),
-                "complaints": complaints[:_N_COMPLAINTS_SHOWN],
-            },
-        )
+    shown = complaints[:_N_COMPLAINTS_SHOWN]
+    measurement.save(
+        settings={**vars(asked), "model": subject.model.name, "n_files": len(files)},
+        results={"counts": counts_by_name, "n_complaints": len(complaints), "complaints": shown},
+    )
     return 1 if complaints else 0
 
 

@@ -6,24 +6,19 @@ attention, on the same threads of the same process, in turns with ours. A step i
 choice. Then the logits of ours are compared with float32's on real text.
 """
 
-import argparse
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.common.arguments import numbers
-from loadtests.common.files import check_target, save_results
-from loadtests.common.machine import describe_machine
+from loadtests.common.arguments import BenchmarkParser, Measurement, numbers
 from loadtests.common.processes import cpu_times, cpu_use
 from loadtests.common.steps import CPU, native_decoder
-from loadtests.common.subject import Subject, add_subject_options, subject_of
+from loadtests.common.subject import Subject
 from loadtests.common.tasks import synthetic_tasks, task_name
 from loadtests.common.timing import Quartiles, interleave, quartiles
 from loadtests.engine.fidelity import Fidelity, chat_texts, measure_fidelity
@@ -36,7 +31,6 @@ from onebasis.model.factors import Basis, load_basis
 from onebasis.model.loader import load_base
 from onebasis.model.native_decoder import Quantization
 
-BENCHMARK = "engine"
 _HELD_AS: Final[Mapping[str, Quantization | None]] = {NATIVE: None, INT8: "int8"}
 _DECODE_CACHED, _DECODE_ROOM = 80, 96  # in the middle of 32 tokens behind a prompt of 64
 
@@ -73,26 +67,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    settings, json_path = _parse(arguments)
-    check_target(json_path)
-    machine = describe_machine()
+    measurement = _parser().begin(arguments)
+    settings = _settings(measurement)
     before = cpu_times(None)
     steps, fidelity = measure(settings)
     cpu = cpu_use(before, cpu_times(None), has_server=False)
     _print(steps, fidelity, cpu.other_cores)
-    if json_path is not None:
-        save_results(
-            json_path,
-            benchmark=BENCHMARK,
-            command=shlex.join(["python", "-m", "loadtests.engine", *arguments]),
-            machine=machine,
-            settings=asdict(settings),
-            results={
-                "other_cores": cpu.other_cores,
-                "steps": [asdict(step) for step in steps],
-                "fidelity": [asdict(part) for part in fidelity],
-            },
-        )
+    measurement.save(
+        settings=asdict(settings),
+        results={
+            "other_cores": cpu.other_cores,
+            "steps": [asdict(step) for step in steps],
+            "fidelity": [asdict(part) for part in fidelity],
+        },
+    )
     return 0
 
 
@@ -174,8 +162,8 @@ def _print(steps: Sequence[Result], fidelity: Sequence[Fidelity], other_cores: f
         )
 
 
-def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.engine", description=__doc__)
+def _parser() -> BenchmarkParser:
+    parser = BenchmarkParser("engine", __doc__)
     add = parser.add_argument
     add("--batches", type=numbers, default=(1, 8, 32), metavar="N,..", help="of decode steps [1,8,32]")
     prefills = ((1, 64), (1, 512), (8, 64))
@@ -185,11 +173,13 @@ def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
     add("--texts", type=int, default=2, metavar="N", help="of each task, compared with float32 [%(default)s]")
     add("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="[%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
-    add("--json", type=Path, metavar="FILE", help="write all results here")
-    add_subject_options(parser)
-    asked = parser.parse_args(arguments)
-    settings = Settings(
-        subject=subject_of(parser, asked),
+    return parser
+
+
+def _settings(measurement: Measurement) -> Settings:
+    asked = measurement.asked
+    return Settings(
+        subject=measurement.subject,
         batches=asked.batches,
         prefills=asked.prefills,
         n_tasks=asked.tasks,
@@ -198,7 +188,6 @@ def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
         n_threads=asked.threads,
         seed=asked.seed,
     )
-    return settings, asked.json
 
 
 def _pairs(text: str) -> tuple[tuple[int, int], ...]:

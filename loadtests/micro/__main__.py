@@ -7,7 +7,6 @@ piece: their difference is the update.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,11 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig
 
-from loadtests.common.arguments import numbers
-from loadtests.common.files import check_target, save_results
-from loadtests.common.machine import describe_machine
+from loadtests.common.arguments import BenchmarkParser, Measurement, numbers
 from loadtests.common.processes import CpuUse, cpu_times, cpu_use
-from loadtests.common.subject import add_subject_options, subject_of
 from loadtests.common.timing import Quartiles, interleave, quartiles
 from loadtests.load.session import guarded
 from loadtests.micro.sides import BARE_OF, Cell, Sides
@@ -65,22 +61,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    settings, json_path = _parse(arguments)
-    check_target(json_path)
-    machine = describe_machine()
+    measurement = _parser().begin(arguments)
+    settings = _settings(measurement)
     before = cpu_times(None)
     results = measure(settings)
     cpu = cpu_use(before, cpu_times(None), has_server=False)
     _print(results, cpu)
-    if json_path is not None:
-        save_results(
-            json_path,
-            benchmark=BENCHMARK,
-            command=shlex.join(["python", "-m", "loadtests.micro", *arguments]),
-            machine=machine,
-            settings=asdict(settings),
-            results={"other_cores": cpu.other_cores, "cells": [asdict(result) for result in results]},
-        )
+    measurement.save(
+        settings=asdict(settings),
+        results={"other_cores": cpu.other_cores, "cells": [asdict(result) for result in results]},
+    )
     return 0
 
 
@@ -146,8 +136,8 @@ def _print(results: Sequence[Result], cpu: CpuUse) -> None:
     Console(width=110).print(table)
 
 
-def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.micro", description=__doc__)
+def _parser() -> BenchmarkParser:
+    parser = BenchmarkParser(BENCHMARK, __doc__)
     add = parser.add_argument
     add("--k", type=numbers, default=(8, 16, 32, 64), metavar="K,..", help="widths of the basis [8,16,32,64]")
     add("--cells", type=_cells, default=_cells(CELLS), metavar="TOKENS:TASKS,..", help=f"[{CELLS}]")
@@ -157,11 +147,13 @@ def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
     add("--rounds", type=int, default=9, metavar="N", help="[%(default)s]")
     add("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="[%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
-    add("--json", type=Path, metavar="FILE", help="write all results here")
-    add_subject_options(parser)
-    asked = parser.parse_args(arguments)
-    settings = Settings(
-        model=subject_of(parser, asked).model,
+    return parser
+
+
+def _settings(measurement: Measurement) -> Settings:
+    asked = measurement.asked
+    return Settings(
+        model=measurement.subject.model,
         ks=asked.k,
         lora_rank=asked.lora_rank,
         residual_rank=asked.residual_rank,
@@ -171,7 +163,6 @@ def _parse(arguments: Sequence[str]) -> tuple[Settings, Path | None]:
         n_threads=asked.threads,
         seed=asked.seed,
     )
-    return settings, asked.json
 
 
 def _cells(text: str) -> tuple[Cell, ...]:

@@ -6,9 +6,7 @@ The load: streams of all lengths, whole answers, and uploads whose new version i
 fails but those that were at a replica in the moment in which it was killed. Exit code 1 if any other did.
 """
 
-import argparse
 import asyncio
-import shlex
 import sys
 import tempfile
 from collections import Counter
@@ -20,10 +18,8 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.common.files import check_target, save_results
-from loadtests.common.machine import describe_machine
+from loadtests.common.arguments import BenchmarkParser
 from loadtests.common.postgres import own_postgres
-from loadtests.common.subject import add_subject_options, subject_of
 from loadtests.load.session import guarded
 from loadtests.load.stats import Spread
 from loadtests.rollout.run import Outcome, Settings, run
@@ -39,17 +35,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.rollout", description=__doc__, allow_abbrev=False)
+    parser = BenchmarkParser("rollout", __doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="of disturbances, at least [%(default)s]")
     parser.add_argument("--streams", type=int, default=6, help="open at once [%(default)s]")
     parser.add_argument("--longest", type=int, default=160, help="tokens of the longest stream [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of lengths and choices; the timing is the machine's")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what came out")
-    add_subject_options(parser)
-    asked = parser.parse_args(arguments)
-    subject = subject_of(parser, asked)
-    check_target(asked.json)
-    machine = describe_machine()
+    measurement = parser.begin(arguments)
+    asked, subject = measurement.asked, measurement.subject
     settings = Settings(
         n_streams=asked.streams,
         n_tokens=(8, asked.longest),
@@ -67,20 +59,15 @@ def _main(arguments: Sequence[str]) -> int:
         outcome = asyncio.run(run(stack, files, settings))
     unexplained = [failure for failure in outcome.failures if not failure.lost_with_replica]
     _show(outcome)
-    if asked.json is not None:
-        save_results(
-            asked.json,
-            benchmark="rollout",
-            command=shlex.join(["python", "-m", "loadtests.rollout", *arguments]),
-            machine=machine,
-            settings={
-                "rollout": settings,
-                "server_options": SERVER_OPTIONS,
-                "model": subject.model.name,
-                "gateway": {package: version(package) for package in _PACKAGES},
-            },
-            results={"n_unexplained": len(unexplained), "outcome": outcome},
-        )
+    measurement.save(
+        settings={
+            "rollout": settings,
+            "server_options": SERVER_OPTIONS,
+            "model": subject.model.name,
+            "gateway": {package: version(package) for package in _PACKAGES},
+        },
+        results={"n_unexplained": len(unexplained), "outcome": outcome},
+    )
     return 1 if unexplained else 0
 
 
