@@ -19,7 +19,7 @@ from pathlib import Path
 
 from loadtests.common.errors import LoadTestError
 from loadtests.common.processes import memory_bytes, server_process
-from loadtests.common.subject import Subject, add_subject_options, subject_of
+from loadtests.common.subject import Subject, add_subject_options, running, subject_of
 from loadtests.common.tasks import register, synthetic_tasks, task_name
 from loadtests.load import options
 from loadtests.load.client import complete, make_request, open_client
@@ -62,11 +62,12 @@ def _main(arguments: Sequence[str]) -> int:
     subject = subject_of(parser, asked)
     command = shlex.join(["python", "-m", "loadtests.registered", *arguments])
     with ExitStack() as stack:
-        target: list[str] = []
+        servers = {}
         for n_tasks in asked.registered:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onebasis-bench-")))
-            server = stack.enter_context(subject.server(folder))
-            target += ["--url", f"{_label(n_tasks)}={server.url}"]
+            servers[_label(n_tasks)] = subject.server(folder)
+        stack.enter_context(running(servers.values()))
+        target = [part for name, server in servers.items() for part in ("--url", f"{name}={server.url}")]
         session = Session.begin(options.parse([*target, *PRESET, *load_options]), command)
         numbers = dict(zip((server.name for server in session.settings.servers), asked.registered, strict=True))
         growths, results = asyncio.run(_fill_and_measure(session, subject, numbers))

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from loadtests.common.limits import compute_limit
-from loadtests.common.subject import Subject, add_subject_options, subject_of
+from loadtests.common.subject import Subject, add_subject_options, running, subject_of
 from loadtests.common.tasks import register, synthetic_tasks, task_name
 from loadtests.load import options
 from loadtests.load.measure import ask_and_plan
@@ -44,12 +44,14 @@ def _main(arguments: Sequence[str]) -> int:
     if asked.int8:
         held_as["int8"] = ("--quantization", "int8")
     with ExitStack() as stack:
-        urls = {}
+        servers = {}
         for name, more in held_as.items():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onebasis-bench-")))
-            urls[name] = stack.enter_context(subject.server(folder, more=more)).url
+            servers[name] = subject.server(folder, more=more)
+        stack.enter_context(running(servers.values()))
         scenarios = ["bare", *map(str, sorted({FEW, min(SEVERAL, asked.registered), asked.registered}))]
-        target = ["--tasks", "all", *(part for name, url in urls.items() for part in ("--url", f"{name}={url}"))]
+        target = ["--tasks", "all"]
+        target += [part for name, server in servers.items() for part in ("--url", f"{name}={server.url}")]
         target += [part for scenario in scenarios for part in ("--scenario", scenario)]
         session = Session.begin(options.parse([*target, *PRESET, *load_options]), command)
         results = asyncio.run(_fill_and_measure(session, subject, asked.registered))

@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import create_engine, make_url, select
 
-from loadtests.common.subject import Subject
+from loadtests.common.subject import Subject, running
 from onebasis.coefficients.tables import VERSIONS
 from onebasis.demo.server_process import ServerProcess
 
@@ -24,12 +24,11 @@ class Replicas:
     @classmethod
     @contextmanager
     def open(cls, subject: Subject, folder: Path, store: str) -> Iterator["Replicas"]:
-        with ExitStack() as stack:
-            servers = []
-            for name in ("one", "two"):
-                (folder / name).mkdir()
-                servers.append(stack.enter_context(subject.server(folder / name, store=store)))
-            yield cls((servers[0], servers[1]))
+        for name in ("one", "two"):
+            (folder / name).mkdir()
+        servers = (subject.server(folder / "one", store=store), subject.server(folder / "two", store=store))
+        with running(servers):
+            yield cls(servers)
 
     def is_up(self, replica: int) -> bool:
         return not self.downs[replica] or self.downs[replica][-1][1] < float("inf")

@@ -1,7 +1,9 @@
 """What is measured: a base model, a basis for it, and real coefficient files. By default the demo's."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,17 @@ class Subject:
             *more,
         ]
         return ServerProcess(options, port=free_port(), log=folder / "server.log")
+
+
+@contextmanager
+def running(servers: Collection[ServerProcess]) -> Iterator[None]:
+    """All of them, started at once: most of a start is imports, which take one core."""
+    with ExitStack() as stack:
+        with ThreadPoolExecutor(len(servers)) as pool:
+            starts = [pool.submit(stack.enter_context, server) for server in servers]
+        for start in starts:
+            start.result()  # raises what kept it from starting
+        yield
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:

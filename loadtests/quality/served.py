@@ -19,11 +19,10 @@ from rich.console import Console
 from loadtests.common.errors import LoadTestError
 from loadtests.common.files import check_target, save_results
 from loadtests.common.machine import describe_machine
-from loadtests.common.processes import free_port
+from loadtests.common.subject import Subject
 from loadtests.quality.material import Bases
 from loadtests.quality.results import read_rows
 from onebasis.demo.client import ask, register_all
-from onebasis.demo.server_process import ServerProcess
 from onebasis.fitting.data import ChatExample, read_jsonl
 
 _MAX_TOKENS = 64
@@ -95,9 +94,9 @@ def score_served(
         if (row["cell"]["way"], row["cell"]["seed"]) == ("original", 0)
     }
     with tempfile.TemporaryDirectory() as scratch:
-        options = ["--model", str(model), "--basis", str(basis), "--store", f"sqlite:///{scratch}/tasks.db"]
-        with ServerProcess(options, port=free_port(), log=Path(scratch) / "log") as server:
-            asyncio.run(register_all(server.url, {task: folder / row["file"] for task, row in fits.items()}))
+        files = {task: folder / row["file"] for task, row in fits.items()}
+        with Subject(model, basis, tuple(files.values())).server(Path(scratch)) as server:
+            asyncio.run(register_all(server.url, files))
             served = {task: asyncio.run(score_task(server.url, task, data / f"{task}.val.jsonl")) for task in fits}
     return [
         ServedScore(task, originals.get(task), row["exact_match"], *served[task]) for task, row in sorted(fits.items())

@@ -3,14 +3,13 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from loadtests.common.subject import Subject
+from loadtests.common.subject import Subject, running
 from loadtests.rollout.gateway import Gateway
 from onebasis.demo.server_process import ServerProcess
 
@@ -46,20 +45,13 @@ class Stack:
         cls, subject: Subject, folder: Path, store: str, options: Sequence[str], n_replicas: int = 2
     ) -> Iterator["Stack"]:
         """Replicas with these options of `onebasis serve`."""
-        with ExitStack() as stack, ThreadPoolExecutor(n_replicas) as starting:
-            servers = []
-            for number in range(n_replicas):
-                own = folder / f"replica-{number}"
-                own.mkdir()
-                servers.append(subject.server(own, store=store, more=options))
-            starts = [starting.submit(server.__enter__) for server in servers]
-            for started in starts:
-                if started.exception() is None:
-                    stack.callback(started.result().stop)
-            for started in starts:
-                started.result()  # raises what kept it from starting
-            gateway = Gateway(folder, [address_of(server) for server in servers])
-            yield cls(servers, stack.enter_context(gateway))
+        servers = []
+        for number in range(n_replicas):
+            own = folder / f"replica-{number}"
+            own.mkdir()
+            servers.append(subject.server(own, store=store, more=options))
+        with running(servers), Gateway(folder, [address_of(server) for server in servers]) as gateway:
+            yield cls(servers, gateway)
 
     async def restart(self, number: int) -> Disturbance:
         """As a rolling update does: SIGTERM, wait for the end, a new process, wait until it is ready."""
