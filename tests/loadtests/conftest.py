@@ -9,8 +9,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import psutil
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -18,9 +19,10 @@ from fastapi.responses import StreamingResponse
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # loadtests is a folder, not an installed package
 
+from loadtests.common import limits
 from loadtests.common.subject import Subject
 from onebasis.coefficients.basis_file import BasisSpec
-from tests.api.tiny_model import save_tiny_model
+from tests.api.tiny_model import TinyModel, save_tiny_model
 
 TASKS = [f"task-{number:03}" for number in range(250)]
 
@@ -50,6 +52,10 @@ class FakeServer:
             page = TASKS[start : start + limit]
             data = [{"id": name} for name in page]
             return {"object": "list", "data": data, "has_more": page[-1] != TASKS[-1], "last_id": page[-1]}
+
+        @app.put("/v1/tasks/{name}")
+        async def put_task(name: str) -> Response:
+            return Response("no coefficients", status_code=400)
 
         @app.post("/v1/completions")
         async def completions(request: Request) -> Response:
@@ -95,6 +101,21 @@ def _event(payload: dict[str, Any]) -> str:
     return f"data: {json.dumps(payload)}\r\n\r\n"
 
 
+class RunsAlready:
+    """A server of this process in the place of a ServerProcess, which takes ten seconds to start."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.process = psutil.Process()
+        self.is_stopped = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_stopped = True
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., FakeServer]]:
     """Starts a fake server of the given kind on a free loopback port; all are stopped after the test."""
@@ -123,15 +144,25 @@ def serve() -> Iterator[Callable[..., FakeServer]]:
         thread.join(timeout=10)
 
 
+@pytest.fixture
+def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's limit is measured with products that take no time: the number is worth nothing, the rest stands."""
+    monkeypatch.setattr(limits, "_SIZE", 64)
+
+
 @pytest.fixture(scope="session")
-def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, BasisSpec]:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_subject(tiny_model: TinyModel) -> tuple[Subject, BasisSpec]:
     """A tiny model, its basis and two tasks, as files; and what the basis holds."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny = save_tiny_model(folder)
+    folder = tiny_model.folder
     files = [folder / f"{seed}.coef.safetensors" for seed in (1, 2)]
     for seed, path in enumerate(files):
-        path.write_bytes(tiny.core_file(seed, scale=0.3))
-    return Subject(folder, tiny.basis_path, tuple(files)), tiny.basis
+        path.write_bytes(tiny_model.core_file(seed, scale=0.3))
+    return Subject(folder, tiny_model.basis_path, tuple(files)), tiny_model.basis
 
 
 def subject_options(subject: Subject) -> list[str]:

@@ -6,8 +6,11 @@ import pytest
 
 from loadtests import registered, registry, server
 from loadtests.common.files import load_results
-from tests.loadtests.conftest import subject_options
+from loadtests.common.subject import Subject
+from tests.loadtests.conftest import RunsAlready, subject_options
 from tests.native import native_library
+
+pytestmark = pytest.mark.usefixtures("small_products")
 
 SMALL = ["--vocab", "10-250", "--prompt-tokens", "7", "--output-tokens", "4", "--warmup", "1", "--rounds", "2"]
 SMALL += ["--requests", "3"]
@@ -70,10 +73,12 @@ def test_a_registry_is_filled_and_started_over(tiny_subject, tmp_path, capsys):
     assert "9 tasks" in saved["log"][1]
 
 
-def test_a_registry_that_refuses_a_task_ends_the_run(tiny_subject, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(registry, "_file", lambda _basis, _number: b"no coefficients")
+def test_a_registry_that_refuses_a_task_ends_the_run(serve, tiny_subject, capsys, monkeypatch):
+    refusing = RunsAlready(serve().url)
+    monkeypatch.setattr(Subject, "server", lambda _subject, _folder, **_options: refusing)
     assert registry.main([*subject_options(tiny_subject[0]), "--tasks", "1"]) == 1
     assert "task-00000: 400" in capsys.readouterr().err
+    assert refusing.is_stopped
 
 
 def test_results_of_a_registry_that_could_not_be_written_are_not_measured(tiny_subject, tmp_path, capsys):

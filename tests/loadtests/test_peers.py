@@ -2,11 +2,13 @@
 
 import json
 
-import httpx
 import pytest
 
 from loadtests.peers.__main__ import main
+from tests.api.server import RunningServer
 from tests.loadtests.conftest import subject_options
+
+pytestmark = pytest.mark.usefixtures("small_products")
 
 SMALL = ["--prompt-tokens", "7", "--output-tokens", "5", "--vocab", "10-900", "--warmup", "0", "--requests", "4"]
 SMALL += ["--concurrency", "2", "--rounds", "2", "--adapters", "3"]
@@ -69,13 +71,14 @@ def subject(tiny_subject):
     return subject_options(tiny_subject[0])
 
 
-def test_our_server_on_vllm_is_given_the_tasks(serve, tiny_subject, tmp_path):
+def test_our_server_on_vllm_is_given_the_tasks(serve, tiny_model, tiny_subject, tmp_path):
     """Any server of ours will do for it."""
     file = tmp_path / "peers.json"
-    with tiny_subject[0].server(tmp_path) as server:
-        target = ["--onebasis", serve().url, "--onebasis-vllm", server.url, "--json", str(file), *subject(tiny_subject)]
+    with RunningServer(tiny_model) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        target = ["--onebasis", serve().url, "--onebasis-vllm", url, "--json", str(file), *subject(tiny_subject)]
         assert main([*target, *SMALL, "--registered", "5", "--vocab", "10-250"]) == 0
-        listed = httpx.get(f"{server.url}/v1/tasks").json()["data"]
+        listed = server.client.get("/v1/tasks").json()["data"]
     assert [card["id"] for card in listed] == ["000", "001", "002", "003", "004"]
     saved = json.loads(file.read_text())
     assert [row["scenario"] for row in saved["table"] if row["server"] == "onebasis on vLLM"] == [

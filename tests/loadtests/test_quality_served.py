@@ -5,11 +5,13 @@ import asyncio
 import pytest
 
 from loadtests.common.errors import LoadTestError
+from loadtests.common.subject import Subject
 from loadtests.quality.served import ServedScore, markdown, score_served, score_task
 from onebasis.fitting.data import chat_example, write_jsonl
-from tests.api.conftest import server, shared_server, tiny
+from tests.api.conftest import server, shared_server, start_server, tiny
+from tests.loadtests.conftest import RunsAlready
 
-__all__ = ["server", "shared_server", "tiny"]
+__all__ = ["server", "shared_server", "start_server", "tiny"]
 
 PROMPTS = ("the cat sat", "a house", "all the food", "the mat")
 CHOSEN = {"basis": "fleet", "k": 4, "form": "core", "seed": 0}
@@ -35,7 +37,10 @@ def test_right_is_what_the_task_itself_answers(server, tmp_path):
     assert asyncio.run(score_task(url, "beta", path))[0] < 1.0
 
 
-def test_the_chosen_files_are_served_on_their_basis(tiny, tmp_path):
+def test_the_chosen_files_are_served_on_their_basis(tiny, start_server, tmp_path, monkeypatch):
+    own = RunsAlready(f"http://127.0.0.1:{start_server().port}")
+    served = []
+    monkeypatch.setattr(Subject, "server", lambda subject, _folder: served.append(subject) or own)
     for task in ("alpha", "beta"):
         (tmp_path / f"{task}.coef").write_bytes(tiny.core_file())
         items(tmp_path / f"{task}.val.jsonl", ["no answer of a model"] * 4)
@@ -46,6 +51,8 @@ def test_the_chosen_files_are_served_on_their_basis(tiny, tmp_path):
         ServedScore("alpha", None, 0.25, 0.0, 4),
         ServedScore("beta", 0.75, 0.5, 0.0, 4),
     ]
+    assert [(one.model, one.basis) for one in served] == [(tiny.folder, tiny.basis_path)]
+    assert own.is_stopped
     with pytest.raises(LoadTestError, match="run the sweep first"):
         score_served(rows, **options, chosen=CHOSEN | {"form": "diag"})
 
