@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # loadtests is a f
 from loadtests.common import limits
 from loadtests.common.subject import Subject
 from onebasis.coefficients.basis_file import BasisSpec
+from tests.api.server import RunningServer
 from tests.api.tiny_model import TinyModel, save_tiny_model
 
 TASKS = [f"task-{number:03}" for number in range(250)]
@@ -102,7 +104,7 @@ def _event(payload: dict[str, Any]) -> str:
 
 
 class RunsAlready:
-    """A server of this process in the place of a ServerProcess, which takes ten seconds to start."""
+    """Any server of this process in the place of a ServerProcess."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -142,6 +144,20 @@ def serve() -> Iterator[Callable[..., FakeServer]]:
         server.should_exit = True
     for _, thread in running:
         thread.join(timeout=10)
+
+
+@pytest.fixture
+def servers_here(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What benchmarks start are servers of this process; one of its own takes ten seconds, and other tests start it."""
+    with ExitStack() as stack:
+
+        def server(_subject: Subject, _folder: Path, *, more: tuple[str, ...] = ()) -> RunsAlready:
+            assert not more, "options are for a process"
+            here = stack.enter_context(RunningServer(tiny_model, served_model_name="base"))
+            return RunsAlready(f"http://127.0.0.1:{here.port}")
+
+        monkeypatch.setattr(Subject, "server", server)
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What all benchmarks share: turns, quartiles, CPU shares, synthetic tasks, limits, files."""
 
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -64,6 +65,15 @@ def test_the_server_is_found_by_its_port(serve):
     assert memory_bytes(process) > 20e6
     assert cpu_times(process).client_s == 0, "what one process takes is not counted twice"
     assert server_process("http://127.0.0.1:1") is None
+
+
+def test_memory_is_that_of_a_process_and_its_children():
+    child = "import sys; held = bytearray(b'x' * 60_000_000); print('ready', flush=True); sys.stdin.read()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        assert 60e6 < memory_bytes(psutil.Process(process.pid)) < 120e6
+        process.stdin.close()
 
 
 def test_synthetic_tasks_fit_the_basis_and_differ(tiny_subject):

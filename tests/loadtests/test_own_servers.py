@@ -17,6 +17,7 @@ SMALL += ["--requests", "3"]
 ABOUT = ("format", "command", "machine", "settings")
 
 
+@pytest.mark.usefixtures("servers_here")
 def test_a_server_is_filled_and_measured_bare_and_with_few_and_all_tasks(tiny_subject, tmp_path, capsys):
     file = tmp_path / "server.json"
     arguments = [*subject_options(tiny_subject[0]), "--registered", "40", "--concurrency", "1,2", "--json", str(file)]
@@ -46,6 +47,7 @@ def test_a_server_on_8_bit_weights_takes_turns_with_the_usual_one(tiny_subject, 
     assert {part["server"] for part in second} == {"onebasis", "int8"}
 
 
+@pytest.mark.usefixtures("servers_here")
 def test_servers_with_few_and_many_tasks_take_turns(tiny_subject, tmp_path):
     file = tmp_path / "registered.json"
     arguments = [*subject_options(tiny_subject[0]), "--registered", "3,30", "--json", str(file)]
