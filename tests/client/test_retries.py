@@ -8,9 +8,21 @@ import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import httpx
 import pytest
 
-from onebasis_client import ApiError, Backoff, CannotConnect, ConnectionLost, TimedOut, UnexpectedReply, api_errors
+from onebasis_client import (
+    ApiError,
+    Backoff,
+    CannotConnect,
+    ConnectionLost,
+    TimedOut,
+    UnexpectedReply,
+    api_errors,
+    async_client,
+    client,
+    connection,
+)
 from onebasis_client.calls import Request
 from tests.client.flaky import answer, cut_after, events, flaky_server, refusal, reset, silence
 
@@ -388,13 +400,16 @@ def test_an_empty_key_is_refused(connect):
         connect("http://127.0.0.1:1", api_key="")
 
 
-def test_an_idle_connection_is_given_up_before_a_server_closes_it(connect):
+def test_an_idle_connection_is_given_up_before_a_server_closes_it(connect, monkeypatch):
+    assert connection.LIMITS.keepalive_expiry < 5, "uvicorn's"
+    for module in (client, async_client):
+        monkeypatch.setattr(module, "LIMITS", httpx.Limits(keepalive_expiry=0.5))
     with flaky_server(answer(200, TASK)) as server:
-        client = connect(server.url)
-        client.show("a")
-        client.show("a")
-        time.sleep(2.1)
-        client.show("a")
+        connected = connect(server.url)
+        connected.show("a")
+        connected.show("a")
+        time.sleep(0.6)
+        connected.show("a")
     ports = [request.client_port for request in server.seen]
     assert ports[0] == ports[1] != ports[2]
 
