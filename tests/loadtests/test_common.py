@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -15,10 +16,12 @@ from loadtests.common.files import check_target, load_results, save_results
 from loadtests.common.limits import request_flop
 from loadtests.common.machine import describe_machine, git_commit
 from loadtests.common.processes import CpuTimes, cpu_times, cpu_use, memory_bytes, server_process
+from loadtests.common.subject import running
 from loadtests.common.tasks import synthetic_tasks
 from loadtests.common.timing import interleave, percentile, quartiles
 from onebasis.coefficients.format import parse_coefficients
 from onebasis.coefficients.validate import bind
+from tests.loadtests.conftest import RunsAlready
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 99, 101])
@@ -74,6 +77,29 @@ def test_memory_is_that_of_a_process_and_its_children():
         assert process.stdout.readline() == b"ready\n"
         assert 60e6 < memory_bytes(psutil.Process(process.pid)) < 120e6
         process.stdin.close()
+
+
+def test_servers_start_at_once_and_none_is_left_behind_when_another_fails():
+    meeting = threading.Barrier(2, timeout=10)
+
+    class Starts(RunsAlready):
+        def __enter__(self):
+            meeting.wait()
+            return super().__enter__()
+
+    class Fails(RunsAlready):
+        def __enter__(self):
+            meeting.wait()
+            raise LoadTestError("no room")
+
+    good, other = Starts(""), Starts("")
+    with running([good, other]):
+        assert not good.is_stopped
+    assert good.is_stopped and other.is_stopped
+    good = Starts("")
+    with pytest.raises(LoadTestError, match="no room"), running([good, Fails("")]):
+        pytest.fail("the block was entered")
+    assert good.is_stopped
 
 
 def test_synthetic_tasks_fit_the_basis_and_differ(tiny_subject):
