@@ -162,7 +162,4 @@ def _add(table: Table, *cells: str) -> None:
 
 
 def _time(unix_s: int) -> str:
-    try:
-        return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError):  # the server takes any end of a key, milliseconds in the place of seconds too
-        return f"{unix_s} s"
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
