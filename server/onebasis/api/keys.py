@@ -1,7 +1,7 @@
 """API keys over HTTP, for admins."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
 from pydantic import Field
@@ -15,6 +15,7 @@ from onebasis.identity.keys import ApiKey
 router = APIRouter(tags=["keys"], dependencies=[ADMIN])
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
+_LAST_SECOND: Final = 253_402_300_799  # of the year 9999; beyond it are milliseconds that were meant to be seconds
 
 
 class KeyBody(JsonObject):
@@ -23,7 +24,7 @@ class KeyBody(JsonObject):
     label: Annotated[str, Field(min_length=1, max_length=256)]
     scopes: Annotated[list[str], Field(min_length=1, max_length=3, description="of generate, register, admin")]
     tenant: Annotated[str, Field(max_length=128)] | None = None
-    expires_at: Annotated[int, Field(ge=0, lt=2**53, description="Unix second")] | None = None
+    expires_at: Annotated[int, Field(ge=0, le=_LAST_SECOND, description="Unix second")] | None = None
 
 
 @router.post("/v1/keys", summary="Make a key", status_code=201)
