@@ -253,6 +253,9 @@ def test_tokens_of_a_text_and_of_a_chat_and_back(client, server):
     assert (found.count, len(found.token_strs)) == (len(found.tokens), len(found.tokens))
     assert client.detokenize(found.tokens) == "the cat"
     assert client.tokenize("the cat").token_strs is None
+    shape = {"add_generation_prompt": False, "chat_template_kwargs": {"mood": "a"}}
+    assert client.tokenize(CHAT, **shape).count == client.chat("alpha", CHAT, **QUIET, **shape).usage.prompt_tokens
+    assert client.tokenize(CHAT, **shape).tokens != client.tokenize(CHAT).tokens
     assert client.tokenize(CHAT, model="alpha").count == client.chat("alpha", CHAT, **QUIET).usage.prompt_tokens
     with pytest.raises(api_errors.ModelNotFound):
         client.tokenize("the cat", model="nobody")

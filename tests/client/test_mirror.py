@@ -58,6 +58,7 @@ BODIES = {
     options.GenerationOptions: schemas.GenerationBody,
     options.CompletionOptions: schemas.CompletionBody,
     options.ChatOptions: schemas.ChatBody,
+    options.ChatPromptOptions: schemas.ChatPrompt,
     options.ResponseFormat: structured.ResponseFormat,
     options.JsonSchema: structured.JsonSchema,
     options.StructuredOutputs: structured.StructuredOutputs,

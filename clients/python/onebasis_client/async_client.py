@@ -15,7 +15,7 @@ from onebasis_client.async_sender import AsyncSender
 from onebasis_client.calls import OnSent
 from onebasis_client.connection import LIMITS, Connection
 from onebasis_client.messages import Message, Prompt
-from onebasis_client.options import Blend, ChatOptions, CompletionOptions
+from onebasis_client.options import Blend, ChatOptions, ChatPromptOptions, CompletionOptions
 from onebasis_client.retries import Backoff, RetryRule, Until
 from onebasis_client.tasks import Basis, Registration, Task, Version
 
@@ -110,11 +110,16 @@ class AsyncOneBasis:
         model: str | None = None,
         add_special_tokens: bool = True,
         return_token_strs: bool = False,
+        **of_chat: Unpack[ChatPromptOptions],
     ) -> Tokens:
         """The tokens that a generation from this prompt or chat would begin with. `model`: checked if it is given."""
         return await self._sender.run(
             generation_calls.tokenize(
-                text, model=model, add_special_tokens=add_special_tokens, return_token_strs=return_token_strs
+                text,
+                of_chat,
+                model=model,
+                add_special_tokens=add_special_tokens,
+                return_token_strs=return_token_strs,
             )
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 from onebasis_client.answers import ChatChunk, ChatCompletion, Completion, ModelCard, ModelList, Text, Tokens
 from onebasis_client.calls import Call, Request, Stage, StreamCall, json_request
 from onebasis_client.messages import Message, Prompt
-from onebasis_client.options import ChatOptions, CompletionOptions
+from onebasis_client.options import ChatOptions, ChatPromptOptions, CompletionOptions
 
 
 def complete(model: str, prompt: Prompt, options: CompletionOptions) -> Call[Completion]:
@@ -34,11 +34,17 @@ def models() -> Call[tuple[ModelCard, ...]]:
 
 
 def tokenize(
-    text: str | Sequence[Message], *, model: str | None, add_special_tokens: bool, return_token_strs: bool
+    text: str | Sequence[Message],
+    of_chat: ChatPromptOptions,
+    *,
+    model: str | None,
+    add_special_tokens: bool,
+    return_token_strs: bool,
 ) -> Call[Tokens]:
     given = {"prompt": text} if isinstance(text, str) else {"messages": text}
     body = {
         **given,
+        **of_chat,
         "model": model,
         "add_special_tokens": add_special_tokens,
         "return_token_strs": return_token_strs,

@@ -81,8 +81,8 @@ class CompletionOptions(GenerationOptions, total=False):
     best_of: int
 
 
-class ChatOptions(GenerationOptions, total=False):
-    """Of `chat`. Without a limit an answer may fill the context.
+class ChatPromptOptions(TypedDict, total=False):
+    """How messages become a prompt.
 
     `add_generation_prompt`: by default the prompt ends where the assistant begins to speak.
     `continue_final_message`: the answer goes on with the last message, which is the assistant's.
@@ -92,6 +92,11 @@ class ChatOptions(GenerationOptions, total=False):
     add_generation_prompt: bool
     continue_final_message: bool
     chat_template_kwargs: Mapping[str, Any]
+
+
+class ChatOptions(GenerationOptions, ChatPromptOptions, total=False):
+    """Of `chat`. Without a limit an answer may fill the context."""
+
     max_tokens: int
     max_completion_tokens: int
     logprobs: bool
