@@ -17,11 +17,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+import vllm
 from rich.console import Console
 from vllm import LLM, SamplingParams
 
@@ -130,7 +130,7 @@ def main() -> None:
             command=shlex.join(["python", "-m", "loadtests.vllm_tasks", *sys.argv[1:]]),
             machine=machine,
             settings=sizes
-            | {"n_prompt": N_PROMPT, "n_output": N_OUTPUT, "rounds": options.rounds, "vllm": version("vllm")},
+            | {"n_prompt": N_PROMPT, "n_output": N_OUTPUT, "rounds": options.rounds, "vllm": vllm.__version__},
             results={"cells": [asdict(cell) for cell in cells]},
         )
 
