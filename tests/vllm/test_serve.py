@@ -47,7 +47,7 @@ def test_sigterm_lets_what_runs_finish_and_leaves_no_process_behind(options, tin
     with ServerProcess(options, port=free_port(), log=tmp_path / "log", ready_timeout_s=START_S) as server:
         with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
             assert client.put("/v1/tasks/mine", content=tiny.core_file(0)).status_code == 201
-            body = {"model": "mine", "prompt": "the cat", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
+            body = {"model": "mine", "prompt": "the cat", "max_tokens": 500, "ignore_eos": True, "temperature": 0}
             with (
                 ThreadPoolExecutor(1) as pool,
                 client.stream("POST", "/v1/completions", json=body | {"stream": True}) as answer,
