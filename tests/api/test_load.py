@@ -19,7 +19,7 @@ def test_a_full_queue_is_429_with_retry_after(start_server, gate: StepGate):
     with ThreadPoolExecutor(3) as pool:
         with gate.shut():
             accepted = [pool.submit(server.complete) for _ in range(3)]
-            wait_until(lambda: server.parts.engine.snapshot().n_waiting == 2, "three requests were not accepted")
+            wait_until(lambda: _n_in_flight(server) == 3, "three requests were not accepted")
             for path, body in (("completions", {"prompt": "a"}), ("chat/completions", {"messages": _USER})):
                 for stream in (False, True):
                     response = server.post(f"/v1/{path}", stream=stream, **body)
@@ -33,6 +33,11 @@ def test_a_full_queue_is_429_with_retry_after(start_server, gate: StepGate):
 
 
 _USER = [{"role": "user", "content": "the cat"}]
+
+
+def _n_in_flight(server):
+    state = server.parts.engine.snapshot()
+    return state.n_waiting + state.n_running
 
 
 def test_all_choices_of_a_request_are_taken_or_none(start_server, gate: StepGate):
