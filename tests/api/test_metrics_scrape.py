@@ -24,6 +24,8 @@ GAUGES = [
     "onebasis_task_registry_bytes",
     "onebasis_draining",
     "onebasis_build_info",
+    "process_start_time_seconds",
+    "process_resident_memory_bytes",
 ]
 COUNTERS = [
     "vllm:prompt_tokens",

@@ -42,6 +42,10 @@ EMPTY_UNTIL_SEEN = names("""
 vllm:lora_adapter_loaded onebasis_task_requests_total onebasis_task_upload_total onebasis_http_requests_total
 onebasis_fairness_debt onebasis_reconstruct_apply_seconds
 """)
+OF_THE_PROCESS = names("""
+process_start_time_seconds process_cpu_seconds_total process_resident_memory_bytes process_virtual_memory_bytes
+process_open_fds process_max_fds
+""")
 PHASES = ("queue", "prefill", "decode", "inference")
 COMMON = {"model_name": "tiny", "engine": "0"}
 REPORT = RequestReport(
@@ -98,7 +102,9 @@ def server():
 
 def test_exactly_these_names_are_there_from_the_start_and_zero_where_they_count(server):
     declared = [line.split()[2] for line in server.text().splitlines() if line.startswith("# TYPE")]
-    assert sorted(declared) == sorted([*GAUGES, *COUNTERS, *HISTOGRAMS, *EMPTY_UNTIL_SEEN])
+    assert sorted(declared) == sorted([*GAUGES, *COUNTERS, *HISTOGRAMS, *EMPTY_UNTIL_SEEN, *OF_THE_PROCESS])
+    for name in OF_THE_PROCESS:
+        assert server.value(name) > 0, name
     for name in GAUGES:
         assert server.samples(name), name
     for name in [*COUNTERS, *(f"{name}_count" for name in HISTOGRAMS)]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from onebasis.telemetry import buckets
 from onebasis.telemetry.collectors import SnapshotCollector
@@ -52,6 +52,7 @@ class Metrics:
         self._task_requests = TaskRequests(n_shown=_MAX_TASK_LABELS, half_life=_TASK_HALF_LIFE)
         families.register(self._task_requests)
         self._make_own(families)
+        ProcessCollector(registry=families)
         build = Gauge(
             "onebasis_build_info",
             "What runs here: server, basis and base weights.",
