@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.common.errors import LoadTestError
-from loadtests.common.machine import Machine
+from loadtests.common.machine import PROJECT, Machine
 
 
 def check_target(path: Path | None) -> None:
@@ -55,4 +55,14 @@ def file_format(benchmark: str) -> str:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return _published(value)
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def _published(path: Path) -> str:
+    """Of the project or the home folder where it lies in one: where these are is nobody's business."""
+    for folder, name in ((PROJECT, Path()), (Path.home(), Path("~"))):
+        if path.is_relative_to(folder):
+            return str(name / path.relative_to(folder))
+    return str(path)

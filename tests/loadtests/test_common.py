@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -14,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from loadtests.common.errors import LoadTestError
 from loadtests.common.files import check_target, load_results, save_results
 from loadtests.common.limits import request_flop
-from loadtests.common.machine import describe_machine, git_commit
+from loadtests.common.machine import PROJECT, describe_machine, git_commit
 from loadtests.common.processes import CpuTimes, cpu_times, cpu_use, memory_bytes, server_process
 from loadtests.common.subject import running
 from loadtests.common.tasks import synthetic_tasks
@@ -150,3 +151,10 @@ def test_a_file_says_which_benchmark_wrote_it(tmp_path):
         check_target(tmp_path / "none" / "run.json")
     with pytest.raises(ValueError, match="JSON"):
         save_results(path, benchmark="one", command="", machine=describe_machine(), settings={}, results={"x": np.nan})
+
+
+def test_a_results_file_does_not_say_where_the_project_and_the_home_folder_are(tmp_path):
+    settings = {"a": PROJECT / "loadtests", "b": [Path.home() / "model"], "c": Path("/elsewhere/file")}
+    path = tmp_path / "results.json"
+    save_results(path, benchmark="one", command="", machine=describe_machine(), settings=settings, results={})
+    assert load_results(path, "one")["settings"] == {"a": "loadtests", "b": ["~/model"], "c": "/elsewhere/file"}
