@@ -1,9 +1,13 @@
 """The servers of tests/api, for clients that other people wrote."""
 
+import os
+
 import pytest
 
 from tests.api.conftest import gate, server, shared_server, start_server, step, tiny
 from tests.api.server import RunningServer
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or LiteLLM asks the internet for prices when it is imported
 
 __all__ = ["gate", "server", "shared_server", "start_server", "step", "tiny"]
 
