@@ -26,8 +26,8 @@ class LowRankUpdate:
         return inner_product(self, self)
 
 
-class ReadAdapter(Protocol):
-    """An adapter that is read site by site, so that memory need not hold all of it."""
+class NamedAdapter(Protocol):
+    """What files and reports say of an adapter."""
 
     @property
     def name(self) -> str: ...
@@ -35,6 +35,11 @@ class ReadAdapter(Protocol):
     def digest(self) -> Digest: ...
     @property
     def sites(self) -> Sequence[str]: ...
+
+
+class ReadAdapter(NamedAdapter, Protocol):
+    """An adapter that is read site by site, so that memory need not hold all of it."""
+
     def update(self, site: str) -> LowRankUpdate: ...
 
 

@@ -2,26 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from onebasis import __version__
 from onebasis.coefficients.lineage import EXTENDS, Ancestor
-from onebasis.core.ids import Digest
 from onebasis.fitting.basis.hosvd import SiteRows, Spectrum
 from onebasis.fitting.basis.stack import SiteStack
 from onebasis.fitting.basis.writing import deviation_from_orthonormal
+from onebasis.fitting.low_rank import NamedAdapter
 from onebasis.model.factors import SiteFactors
-
-
-class Named(Protocol):
-    """What the report says of an adapter."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def digest(self) -> Digest: ...
-    @property
-    def sites(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +53,7 @@ class SiteOutcome:
 
 
 def fleet_report(
-    adapters: Sequence[Named],
+    adapters: Sequence[NamedAdapter],
     groups: Sequence[Sequence[str]],
     weights: Mapping[str, float],
     max_sweeps: int,
@@ -96,7 +85,7 @@ def fleet_report(
     }
 
 
-def _shares(adapters: Sequence[Named], outcomes: Mapping[str, SiteOutcome]) -> list[float]:
+def _shares(adapters: Sequence[NamedAdapter], outcomes: Mapping[str, SiteOutcome]) -> list[float]:
     """Of each adapter's energy over all sites, unweighted, the share that the basis holds."""
     held, energies = [0.0] * len(adapters), [0.0] * len(adapters)
     for site, outcome in outcomes.items():
